@@ -1,0 +1,49 @@
+"""The knobs that every training has; each config file adds its method's own."""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config(method: str, nets: tuple[str, ...]) -> ConfigDict:
+    """Run-wide knobs with their defaults, unlocked.
+
+    Args:
+      method: a file of lljax/methods/, or a dotted module name.
+      nets: the method's networks, for `config.init`.
+    """
+    config = ConfigDict()
+    config.method = method
+    config.seed = 0  # initial weights, data order, augmentation, every random draw
+    config.precision = "default"  # matmul precision: default (TF32 on GPU, bf16 on TPU) | highest
+    config.steps_per_call = 1  # training steps per dispatch; more hides dispatch on fast devices
+    config.resume = placeholder(str)  # workdir whose last checkpoint a new run continues from
+    config.init = ConfigDict({net: placeholder(str) for net in nets})  # workdir or weights file
+
+    config.data = ConfigDict(dict(
+        source="demo",  # demo | folder (low only) | pairs (low and high matched by stem) | unpaired
+        low=placeholder(str),  # folder of low-light pictures
+        high=placeholder(str),  # folder of references (pairs) or of well-lit pictures (unpaired)
+        resize=0,  # side in px that pictures are resized to, aspect ignored (LANCZOS); 0 = not
+        crop=0,  # side in px of a random crop; 0 = whole picture (then all need one size)
+        augment="none",  # none | flip (left-right) | dihedral (the 8 symmetries of a square)
+        threads=2,  # decoding threads
+        cache_gib=1.0,  # decoded pictures kept in memory, GiB
+    ))
+    config.eval = ConfigDict(dict(
+        every=0,  # steps between evaluations while training; 0 = never
+        source="demo",  # demo (its test split) | pairs
+        low=placeholder(str),  # pairs: folder of low-light pictures
+        high=placeholder(str),  # pairs: folder of references
+        limit=0,  # evaluate only the first n pictures; 0 = all
+    ))
+    config.log = ConfigDict(dict(
+        every=10,  # steps between lines of progress and metrics.jsonl
+        samples_every=0,  # steps between before/after grids in samples/; 0 = at the end only
+        samples=4,  # pictures in the grid, from config.eval's source
+    ))
+    config.checkpoint = ConfigDict(dict(
+        every=1000,  # steps between checkpoints; one is always written at the end of a phase
+        keep=1,  # newest checkpoints kept, beside the best one
+        best="ssim",  # metric of config.eval that says which checkpoint is best
+    ))
+    return config

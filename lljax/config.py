@@ -1,0 +1,147 @@
+"""Reading configs: a file with presets, overrides from the command line, JSON from a checkpoint."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from lljax.errors import InputError, unknown
+
+
+def parse(argv: Sequence[str], **extra: tuple[Any, str]) -> flags.FlagValues:
+    """Parses `--config FILE[:preset,...] --config.key=value ...` and a command's own flags.
+
+    Args:
+      argv: the command line, program name first.
+      **extra: flag name -> (default, help). The default's type decides the flag's: bool, int,
+        str, or a list of strings for a flag that may be repeated.
+
+    Returns:
+      The parsed flags; `.config` is the locked ConfigDict (None if --config was not given) and
+      the extra flags are attributes.
+
+    Raises:
+      InputError: unknown flag, config key, preset, or a value of the wrong type, in one line.
+    """
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file(
+        "config", None, "Config file, presets after a colon: configs/zerodce.py:paper",
+        lock_config=True, flag_values=values)
+    for name, (default, text) in extra.items():
+        define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer,
+                  list: flags.DEFINE_multi_string}.get(type(default), flags.DEFINE_string)
+        define(name, default, text, flag_values=values)
+    if {"--help", "-h", "-help"} & set(argv[1:]):
+        print(f"usage: {os.path.basename(argv[0])} [flags]\n")
+        print(values.main_module_help() or values.get_help())
+        raise SystemExit(0)
+    _check_config_file(argv)
+    try:
+        rest = values(list(argv))
+    except InputError:
+        raise
+    except (flags.Error, KeyError, AttributeError, TypeError, ValueError) as error:
+        raise InputError(_one_line(error)) from error
+    if len(rest) > 1:
+        raise InputError(f"unexpected argument {rest[1]!r}; flags are written --name=value")
+    return values
+
+
+def _check_config_file(argv: Sequence[str]) -> None:
+    """config_flags loads a missing file as an object that raises at first use; say it now."""
+    for i, arg in enumerate(argv):
+        match = re.fullmatch(r"--?config(?:=(.*))?", arg)
+        if not match:
+            continue
+        value = match.group(1) or (argv[i + 1] if i + 1 < len(argv) else "")
+        path = value.split(":")[0]
+        if not os.path.isfile(path):
+            raise InputError(f"--config: no file {path!r}; the shipped ones are configs/<method>.py")
+
+
+def _one_line(error: Exception) -> str:
+    """The cause of a parsing error, without the traceback that config_flags quotes."""
+    text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if "Traceback" in text:  # an exception from get_config: its own message is the last line
+        head = text.split("Error whilst")[0].rstrip(": ")
+        text = f"{head}: {text.strip().splitlines()[-1].split(': ', 1)[-1]}"
+    text = re.sub(r"\s*\n\s*", ". ", text.strip())
+    if isinstance(error, (KeyError, AttributeError)):
+        text = f"unknown config key {text}"
+    return text
+
+
+def default(method: str, presets: str = "") -> ConfigDict:
+    """The shipped config of a method, as `configs/<method>.py:<presets>`.
+
+    Raises:
+      InputError: no config of that name is shipped, or an unknown preset.
+    """
+    name = f"lljax.configs.{method}"
+    try:
+        module = importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name not in (name, "lljax.configs"):
+            raise
+        from lljax.method import list_methods
+        raise unknown("method", method, list_methods()) from None
+    return module.get_config(presets).lock()
+
+
+def apply_presets(config: ConfigDict, presets: str, known: Mapping[str, Any]) -> ConfigDict:
+    """Applies a comma list of presets in order, later wins.
+
+    Args:
+      config: complete config, changed in place.
+      presets: e.g. "paper,smoke"; empty for none.
+      known: preset name -> nested mapping of the values it sets, or a function of the config.
+
+    Raises:
+      InputError: an unknown preset (names the known), or a preset that sets a missing key.
+    """
+    config.lock()
+    for name in filter(None, (p.strip() for p in presets.split(","))):
+        if name not in known:
+            raise unknown("preset", name, known)
+        preset = known[name]
+        if callable(preset):
+            preset(config)
+        else:
+            config.update(preset)
+    return config
+
+
+def to_json(config: ConfigDict) -> str:
+    """A config as JSON text (tuples become lists)."""
+    return json.dumps(config.to_dict(), indent=1, sort_keys=True)
+
+
+def from_json(text: str) -> ConfigDict:
+    """A config from `to_json`, locked."""
+    return ConfigDict(json.loads(text)).lock()
+
+
+def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
+    """The keys whose values differ, as `key: old -> new` lines."""
+    before, after = _flat(json.loads(to_json(old))), _flat(json.loads(to_json(new)))
+    absent = "absent"
+    return [f"{key}: {before.get(key, absent)} -> {after.get(key, absent)}"
+            for key in sorted(before.keys() | after.keys())
+            if before.get(key, absent) != after.get(key, absent)]
+
+
+def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            flat.update(_flat(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat

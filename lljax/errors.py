@@ -1,0 +1,37 @@
+"""The one error a user's mistake raises, and how the commands show it."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Iterable
+
+
+class InputError(ValueError):
+    """A caller's mistake. Its message is one line: what, where, and what to do about it."""
+
+
+def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
+    """The error for a name that is not among the known ones, with the nearest of them.
+
+    Args:
+      what: the kind of thing, e.g. "method".
+      name: what the caller wrote.
+      known: every accepted name.
+    """
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=1)
+    hint = f' Did you mean "{near[0]}"?' if near else ""
+    return InputError(f'unknown {what} "{name}".{hint} Known: {", ".join(known) or "none"}')
+
+
+def run(main: Callable[[list[str]], int | None]) -> None:
+    """Runs a command's `main(argv)`: a user's mistake is one line on stderr and exit code 2."""
+    try:
+        code = main(sys.argv)
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        code = 130
+    sys.exit(code or 0)

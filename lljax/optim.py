@@ -1,0 +1,82 @@
+"""`config.phase.<phase>.optim.<net>` -> an optax transformation."""
+
+from __future__ import annotations
+
+import optax
+from ml_collections import ConfigDict
+
+from lljax.errors import unknown
+
+OPTIMIZERS = ("adam", "sgd")
+SCHEDULES = ("constant", "steps", "linear", "plateau")
+
+
+def default(**changes) -> ConfigDict:
+    """Every knob of one network's optimiser, with the values that the papers share."""
+    config = ConfigDict(dict(
+        name="adam",  # adam | sgd
+        lr=1e-4,  # base learning rate
+        b1=0.9,  # Adam's beta 1; momentum of sgd (0.0 = none)
+        b2=0.999,  # Adam's beta 2
+        eps=1e-8,  # Adam's epsilon, added after the bias correction as torch does
+        weight_decay=0.0,  # L2 added to the gradient (torch Adam's meaning), after the clip
+        clip=0.0,  # bound on the gradient's global norm; 0.0 = none
+        ema=0.0,  # decay of the exponential moving average of the parameters; 0.0 = none
+        schedule="constant",  # constant | steps | linear | plateau
+        milestones=(),  # steps: phase steps at which lr is multiplied by `factor`
+        factor=0.1,  # steps, plateau: the multiplier
+        decay_start=0,  # linear: phase step from which lr falls ...
+        decay_end=0,  # linear: ... to zero at this phase step
+        patience=10,  # plateau: updates without a new best total before lr is multiplied
+        window=100,  # plateau: updates averaged into one value that is compared
+        min_lr=0.0,  # plateau: lr never falls below this
+    ))
+    config.update(changes)
+    return config
+
+
+def schedule(config: ConfigDict) -> optax.Schedule:
+    """Learning rate as a function of the phase step (before any plateau reduction)."""
+    if config.schedule in ("constant", "plateau"):
+        return optax.constant_schedule(config.lr)
+    if config.schedule == "steps":
+        scales = {int(step): config.factor for step in config.milestones}
+        return optax.piecewise_constant_schedule(config.lr, scales)
+    if config.schedule == "linear":
+        return optax.linear_schedule(
+            config.lr, 0.0, max(1, config.decay_end - config.decay_start), config.decay_start)
+    raise unknown("learning-rate schedule", config.schedule, SCHEDULES)
+
+
+def build(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
+    """The optimiser of one network.
+
+    The order is torch's: clip, then L2, then Adam, then the learning rate.
+
+    Args:
+      config: as `default()`.
+
+    Returns:
+      A transformation whose update takes `value`, the total loss (the plateau schedule reads it).
+
+    Raises:
+      InputError: an unknown optimiser or schedule.
+    """
+    chain = []
+    if config.clip:
+        chain.append(optax.clip_by_global_norm(config.clip))
+    if config.weight_decay:
+        chain.append(optax.add_decayed_weights(config.weight_decay))
+    if config.name == "adam":
+        chain.append(optax.scale_by_adam(config.b1, config.b2, config.eps))
+    elif config.name == "sgd":
+        if config.b1:
+            chain.append(optax.trace(config.b1))
+    else:
+        raise unknown("optimiser", config.name, OPTIMIZERS)
+    chain.append(optax.scale_by_learning_rate(schedule(config)))
+    if config.schedule == "plateau":
+        chain.append(optax.contrib.reduce_on_plateau(
+            factor=config.factor, patience=config.patience, accumulation_size=config.window,
+            min_scale=config.min_lr / config.lr))
+    return optax.with_extra_args_support(optax.chain(*chain))
