@@ -11,6 +11,18 @@ class InputError(ValueError):
     """A caller's mistake. Its message is one line: what, where, and what to do about it."""
 
 
+class Stopped(Exception):
+    """A command ends early, and not by a caller's mistake.
+
+    Attributes:
+      code: exit code of the command.
+    """
+
+    def __init__(self, message: str, code: int):
+        super().__init__(message)
+        self.code = code
+
+
 def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that is not among the known ones, with the nearest of them.
 
@@ -32,6 +44,9 @@ def run(main: Callable[[list[str]], int | None]) -> None:
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         code = 2
+    except Stopped as stopped:
+        print(f"stopped: {stopped}", file=sys.stderr)
+        code = stopped.code
     except KeyboardInterrupt:
         code = 130
     sys.exit(code or 0)

@@ -169,9 +169,12 @@ class Method:
         grad_fn = jax.grad(objective, has_aux=True)
         size = batch["mask"].shape[0]
         micro = config.microbatch or size
-        if size % micro:
-            raise InputError(f"config.phase.{phase}.microbatch is {micro}, which does not divide "
-                             f"the {size} images of one device; choose a divisor, or 0 for all")
+        if micro == -1:
+            micro = 1 if jax.default_backend() == "cpu" else size
+        if micro < 1 or size % micro:
+            raise InputError(f"config.phase.{phase}.microbatch is {config.microbatch}, which does not divide "
+                             f"the {size} images of one device; choose a divisor, 0 for all, or "
+                             "-1 for one image on CPU and all elsewhere")
         if micro >= size:
             grads, (scalars, aux) = grad_fn(params, batch)
             aux = dict(aux or {})

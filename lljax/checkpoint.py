@@ -1,0 +1,137 @@
+"""Orbax checkpoints of {state, meta}: meta holds the config, the phase and its step."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from ml_collections import ConfigDict
+from orbax.checkpoint import checkpoint_managers
+
+from lljax import config as config_lib
+from lljax import method as method_lib
+from lljax.errors import InputError
+
+# Orbax logs a line a file and warns of every default; what matters is raised as an exception.
+logging.getLogger("absl").addFilter(
+    lambda record: "orbax" not in record.pathname or record.levelno >= logging.ERROR)
+
+
+class Checkpoints:
+    """The checkpoints of one workdir: written in the background, complete or not there at all.
+
+    Args:
+      workdir: they lie in its folder `checkpoints`.
+      keep: newest ones that are kept.
+      best: metric by which one more is kept; None to keep only the newest.
+      maximize: whether more of it is better.
+      read_only: nothing is created or deleted.
+    """
+
+    def __init__(self, workdir: str, keep: int = 1, best: str | None = None, maximize: bool = True,
+                 read_only: bool = False):
+        def score(metrics):
+            return metrics[best] if maximize else -metrics[best]
+
+        policy = checkpoint_managers
+        keepers = [policy.LatestN(keep)]
+        if best:
+            keepers.append(policy.BestN(get_metric_fn=score, n=1,
+                                        keep_checkpoints_without_metrics=False))
+        # Orbax would wait for every process at a barrier; the state is the same in all of them, so
+        # the first one writes and each reads by itself.
+        process = jax.process_index()
+        alone = ocp.options.MultiprocessingOptions(
+            primary_host=process, active_processes={process},
+            barrier_sync_key_prefix=f"process_{process}") if jax.process_count() > 1 else (
+                ocp.options.MultiprocessingOptions())
+        self._manager = ocp.CheckpointManager(
+            os.path.abspath(os.path.join(workdir, "checkpoints")),
+            item_names=("state", "meta"),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=policy.AnyPreservationPolicy(keepers),
+                best_fn=score if best else None, create=not read_only and process == 0,
+                read_only=read_only or process != 0, multiprocessing_options=alone))
+        self._writes = not read_only and process == 0
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._manager.close()
+
+    def latest(self) -> int | None:
+        """Step of the newest checkpoint, None if there is none."""
+        return self._manager.latest_step()
+
+    def save(self, state: Any, config: ConfigDict, phase: str,
+             metrics: dict[str, float] | None = None) -> None:
+        """Writes a checkpoint at `state.step` in the background.
+
+        The arrays are copied to the host first: the next training step may reuse their memory.
+        """
+        if not self._writes:
+            return
+        state = jax.tree.map(lambda x: np.array(x, copy=True), state)
+        meta = {"config": json.loads(config_lib.to_json(config)), "phase": phase,
+                "phase_step": int(state.phase_step)}
+        self._manager.save(
+            int(state.step), metrics=metrics, args=ocp.args.Composite(
+                state=ocp.args.StandardSave(state), meta=ocp.args.JsonSave(meta)))
+
+    def meta(self, step: int) -> dict[str, Any]:
+        """{"config": ConfigDict, "phase": str, "phase_step": int} of a checkpoint."""
+        meta = self._manager.restore(
+            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        return {**meta, "config": config_lib.from_json(json.dumps(meta["config"]))}
+
+    def restore(self, step: int, target: Any) -> Any:
+        """The state of a checkpoint as host arrays.
+
+        Args:
+          step: of the checkpoint.
+          target: a state of the same structure and shapes (arrays or their shapes).
+
+        Raises:
+          InputError: the checkpoint's networks or optimisers have other names or shapes.
+        """
+        blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), target)
+        try:
+            return self._manager.restore(
+                step, args=ocp.args.Composite(state=ocp.args.StandardRestore(blank))).state
+        except ValueError as error:
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"the checkpoint at step {step} of {self._manager.directory} does not fit this "
+                f"config's networks and optimisers; use the config it was trained with, or "
+                f"another --workdir ({reason})") from error
+
+    def raw(self, step: int) -> dict[str, Any]:
+        """The state of a checkpoint as nested dicts, without knowing its method."""
+        return self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore())).state
+
+
+def load_nets(workdir: str) -> tuple[ConfigDict, dict[str, Any]]:
+    """The networks of a training's newest checkpoint, averaged parameters where there are any.
+
+    Returns:
+      (config, {network: variables}).
+
+    Raises:
+      InputError: no such folder, or it has no checkpoint.
+    """
+    if not os.path.isdir(os.path.join(workdir, "checkpoints")):
+        raise InputError(f"{workdir!r} is not the workdir of a training: it has no checkpoints/")
+    with Checkpoints(workdir, read_only=True) as saved:
+        step = saved.latest()
+        if step is None:
+            raise InputError(f"{workdir!r} has no complete checkpoint yet")
+        meta, state = saved.meta(step), saved.raw(step)
+    averaged = method_lib.State(**{**state, "opt": {}}).averaged()
+    return meta["config"], averaged

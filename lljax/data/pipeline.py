@@ -1,0 +1,147 @@
+"""Batches that are a function of (seed, step): shuffled, cropped and flipped the same on any
+number of devices or processes, and after a resume."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+from PIL import Image
+
+from lljax.data import sources
+from lljax.errors import InputError, unknown
+
+AUGMENTATIONS = ("none", "flip", "dihedral")
+
+
+class Data:
+    """The training data of a run.
+
+    Attributes:
+      skipped: number of broken records met so far.
+    """
+
+    def __init__(self, config: ConfigDict, report=print):
+        if config.augment not in AUGMENTATIONS:
+            raise unknown("config.data.augment", config.augment, AUGMENTATIONS)
+        if config.augment == "dihedral" and not (config.resize or config.crop):
+            raise InputError("config.data.augment=dihedral turns pictures by 90 degrees, so they "
+                             "must be square: set config.data.crop or config.data.resize")
+        self.config = config
+        self._tables = sources.open_tables(
+            config.source, split="train", low=config.low, high=config.high,
+            flags="--config.data.", cache_bytes=int(config.cache_gib * 2**30), report=report)
+
+    @property
+    def skipped(self) -> int:
+        return sum(len(getattr(table, "skipped", ())) for table in self._tables)
+
+    def __len__(self) -> int:
+        return max(len(table) for table in self._tables)
+
+    def batches(self, seed: int, start: int, batch_size: int, process: int = 0,
+                processes: int = 1) -> Iterator[tuple[dict[str, np.ndarray], list[str]]]:
+        """This process's share of the batches from `start` on, without end.
+
+        Args:
+          seed: of the order and the augmentation.
+          start: first step.
+          batch_size: images a step over all processes; a multiple of `processes`.
+          process: index of this process.
+          processes: their number.
+
+        Yields:
+          (batch, names): `low` and, if there is one, `high` uint8 [b, H, W, 3], `mask` float32
+          [b], `index` int32 [b] (place in the global batch); one name an image.
+        """
+        merged = _merge([self._table(table, seed, number)
+                         for number, table in enumerate(self._tables)])
+        # Every process takes each `processes`-th sample: the same samples a step for any number.
+        shard = merged[start * batch_size + process::processes]
+        index = np.arange(process, batch_size, processes, dtype=np.int32)
+        stream = iter(shard.to_iter_dataset(grain.ReadOptions(
+            num_threads=self.config.threads, prefetch_buffer_size=2 * len(index))))
+        while True:
+            samples = [next(stream) for _ in index]
+            yield {**_stack(samples), "mask": np.ones(len(index), np.float32),
+                   "index": index}, [sample["name"] for sample in samples]
+
+    def _table(self, table: Sequence[dict], seed: int, number: int) -> grain.MapDataset:
+        """One endless, shuffled, augmented table."""
+        return (grain.MapDataset.source(table).seed(seed * 1009 + number).shuffle().repeat()
+                .random_map(self._prepare))
+
+    def _prepare(self, record: dict, rng: np.random.Generator) -> dict:
+        """Resize, crop and turn the pictures of one record, all alike."""
+        config = self.config
+        pictures = {role: value for role, value in record.items() if role != "name"}
+        if config.resize:
+            pictures = {role: resize(value, config.resize) for role, value in pictures.items()}
+        height, width = next(iter(pictures.values())).shape[:2]
+        if config.crop:
+            if min(height, width) < config.crop:
+                raise InputError(
+                    f"{record['name']} is {width}x{height}, smaller than config.data.crop="
+                    f"{config.crop}; use a smaller crop, or config.data.resize, or take it out")
+            top = rng.integers(height - config.crop + 1)
+            left = rng.integers(width - config.crop + 1)
+            pictures = {role: value[top:top + config.crop, left:left + config.crop]
+                        for role, value in pictures.items()}
+        turn = rng.integers(8) if config.augment == "dihedral" else 0
+        flip = rng.integers(2) if config.augment == "flip" else 0
+        pictures = {role: np.rot90(value[:, ::-1] if flip or turn >= 4 else value, turn % 4)
+                    for role, value in pictures.items()}
+        return {**pictures, "name": record["name"]}
+
+
+def _merge(tables: list[grain.MapDataset]) -> grain.MapDataset:
+    """Samples that take one record of each table."""
+    if len(tables) == 1:
+        return tables[0]
+    zipped = grain.experimental.ZipMapDataset(tables)
+    return zipped.map(lambda records: {
+        **{k: v for record in records for k, v in record.items()},
+        "name": " + ".join(record["name"] for record in records)})
+
+
+def _stack(samples: list[dict]) -> dict[str, np.ndarray]:
+    """The pictures of some samples as uint8 [b, H, W, 3] a role."""
+    batch = {}
+    for role in ("low", "high"):
+        if role not in samples[0]:
+            continue
+        sizes = {sample[role].shape: sample["name"] for sample in samples}
+        if len(sizes) > 1:
+            (a, one), (b, other) = list(sizes.items())[:2]
+            raise InputError(f"pictures of one batch differ in size: {one} is {a[1]}x{a[0]}, "
+                             f"{other} is {b[1]}x{b[0]}; set config.data.crop or .resize")
+        batch[role] = np.stack([sample[role] for sample in samples])
+    return batch
+
+
+def resize(picture: np.ndarray, side: int) -> np.ndarray:
+    """uint8 [H, W, 3] -> [side, side, 3] by Lanczos, aspect ignored, as the official loaders do."""
+    if picture.shape[:2] == (side, side):
+        return picture
+    return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS))
+
+
+def on_device(batch: dict[str, jax.Array], seed: int, step: jax.Array) -> dict[str, jax.Array]:
+    """What a training step sees: pictures as float32 in [0, 1] and one PRNG key an image.
+
+    Args:
+      batch: as yielded by `Data.batches`, this device's share; traced.
+      seed: of the run.
+      step: int32, over all phases.
+    """
+    base = jax.random.fold_in(jax.random.key(seed), step)
+    result = {"mask": batch["mask"],
+              "key": jax.vmap(lambda index: jax.random.fold_in(base, index))(batch["index"])}
+    for role in ("low", "high"):
+        if role in batch:
+            result[role] = batch[role].astype(jnp.float32) / 255.0
+    return result

@@ -1,0 +1,201 @@
+"""Where pictures come from: the built-in demo set and folders, as random-access sequences."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Sequence
+
+import numpy as np
+
+from lljax import images
+from lljax.data import demo
+from lljax.errors import InputError, unknown
+
+SOURCES = ("demo", "folder", "pairs", "unpaired")
+
+
+class Files:
+    """Records {role: uint8 [H, W, 3], ..., "name": str} read from picture files.
+
+    A record is a dict role -> path; every role's picture of a record shows the same scene. Files
+    that turn out to be broken are named once on `report`, counted in `skipped`, and the next
+    good record stands in for theirs, so that a record depends on nothing but its index.
+
+    Args:
+      records: one dict role -> path a record; not empty.
+      names: one name a record, for messages and tables.
+      where: what to call the sequence in an error.
+      cache_bytes: decoded pictures are kept up to this many bytes.
+      report: called with one line for every broken record.
+    """
+
+    def __init__(self, records: Sequence[dict[str, str]], names: Sequence[str], where: str,
+                 cache_bytes: int = 0, report=print):
+        self.records, self.names, self.where = list(records), list(names), where
+        self.skipped: set[int] = set()
+        self._cache: dict[int, dict] = {}
+        self._room = cache_bytes
+        self._report = report
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict:
+        for offset in range(len(self)):
+            at = (index + offset) % len(self)
+            if at in self.skipped:
+                continue
+            record = self._cache.get(at) or self._read(at)
+            if record is not None:
+                return record
+        raise InputError(f"{self.where}: none of the {len(self)} pictures could be read")
+
+    def strict(self, index: int) -> dict:
+        """The record of that index, or InputError if a file of it is broken (for evaluation)."""
+        return self._cache.get(index) or self._load(index)
+
+    def _load(self, index: int) -> dict:
+        record = {role: images.read_rgb(path) for role, path in self.records[index].items()}
+        sizes = {role: picture.shape for role, picture in record.items()}
+        if len(set(sizes.values())) > 1:
+            paths = self.records[index]
+            shown = ", ".join(f"{paths[r]} is {s[1]}x{s[0]}" for r, s in sizes.items())
+            raise InputError(f"a pair's pictures differ in size: {shown}; "
+                             "make them equal or take the pair out")
+        return {**record, "name": self.names[index]}
+
+    def _read(self, index: int) -> dict | None:
+        try:
+            record = self._load(index)
+        except InputError as error:
+            with self._lock:
+                new = index not in self.skipped
+                self.skipped.add(index)
+            if new:
+                self._report(f"skipped ({len(self.skipped)} so far): {error}")
+            return None
+        size = sum(value.nbytes for value in record.values() if isinstance(value, np.ndarray))
+        with self._lock:
+            if size <= self._room and index not in self._cache:
+                self._room -= size
+                self._cache[index] = record
+        return record
+
+
+def _listing(folder: str | None, flag: str) -> list[str]:
+    """Picture files below a folder, as relative paths, sorted."""
+    if not folder:
+        raise InputError(f"this data source needs a folder: give {flag}")
+    if not os.path.isdir(folder):
+        raise InputError(f"{flag}: no folder {folder!r}")
+    files = [relative for _, relative in images.find([folder], recursive=True)]
+    if not files:
+        raise InputError(f"{flag}: no pictures in {folder!r}")
+    return files
+
+
+def _stem(path: str) -> str:
+    return os.path.splitext(path)[0]
+
+
+def _by_stem(folder: str, flag: str) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for path in _listing(folder, flag):
+        other = found.setdefault(_stem(path), path)
+        if other != path:
+            raise InputError(f"{flag}: {other} and {path} have the same stem; keep one")
+    return found
+
+
+def _pairs(low: str, high: str, flags: str, **kwargs) -> Files:
+    lows, highs = _by_stem(low, flags + "low"), _by_stem(high, flags + "high")
+    lonely = sorted(lows.keys() ^ highs.keys())
+    if lonely:
+        where = "high" if lonely[0] in lows else "low"
+        raise InputError(f"{len(lonely)} pictures of {low} and {high} lack a partner of the same "
+                         f"stem, e.g. {lonely[0]!r} has none in {where}; add or remove them")
+    records = [{"low": os.path.join(low, lows[stem]), "high": os.path.join(high, highs[stem])}
+               for stem in lows]
+    return Files(records, [lows[stem] for stem in lows], f"{low} and {high}", **kwargs)
+
+
+def _folder(folder: str, role: str, flags: str, **kwargs) -> Files:
+    files = _listing(folder, flags + role)
+    records = [{role: os.path.join(folder, path)} for path in files]
+    return Files(records, files, folder, **kwargs)
+
+
+class _Role:
+    """One role of a sequence of pairs."""
+
+    def __init__(self, records: Sequence[dict], role: str):
+        self.records, self.role = records, role
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict:
+        record = self.records[index]
+        return {"name": record["name"], self.role: record[self.role]}
+
+
+def open_tables(source: str, *, split: str = "train", low: str | None = None,
+                high: str | None = None, flags: str = "--", **kwargs) -> list[Sequence[dict]]:
+    """A source as independent tables; a training sample takes one record of each.
+
+    Args:
+      source: "demo" | "folder" | "pairs" | "unpaired".
+      split: "train" | "test"; only `demo` has both.
+      low: folder of low-light pictures.
+      high: folder of references (pairs, matched by stem) or well-lit pictures (unpaired).
+      flags: how the user names `low` and `high`, for messages ("--config.data.").
+      **kwargs: for `Files`.
+
+    Returns:
+      One table of {"low"} or {"low", "high"} records; two for "unpaired". Each record also has
+      its "name".
+
+    Raises:
+      InputError: unknown source, missing or empty folder, pictures without a partner.
+    """
+    if source == "demo":
+        return [demo.records(split)]
+    if source == "folder":
+        return [_folder(low, "low", flags, **kwargs)]
+    if source == "pairs":
+        return [_pairs(low, high, flags, **kwargs)]
+    if source == "unpaired":
+        if not low and not high:  # the demo set serves as unpaired too
+            records = demo.records(split)
+            return [_Role(records, "low"), _Role(records, "high")]
+        return [_folder(low, "low", flags, **kwargs), _folder(high, "high", flags, **kwargs)]
+    raise unknown("data source", source, SOURCES)
+
+
+class Pairs:
+    """Low-light pictures with their references, for evaluation: a broken file is an error."""
+
+    def __init__(self, table: Sequence[dict]):
+        self.table = table
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self.table.strict(index) if isinstance(self.table, Files) else self.table[index]
+
+
+def open(source: str, *, split: str = "test", low: str | None = None, high: str | None = None,
+         flags: str = "--") -> Pairs:
+    """Pairs to evaluate on: [i] gives {"name", "low", "high"}, uint8 [H, W, 3].
+
+    Raises:
+      InputError: a source without references, or as `open_tables`.
+    """
+    if source not in ("demo", "pairs"):
+        raise unknown("source of pairs", source, ("demo", "pairs"))
+    return Pairs(open_tables(source, split=split, low=low, high=high, flags=flags)[0])

@@ -1,0 +1,131 @@
+"""What a training leaves behind to read: progress, metrics.jsonl, TensorBoard events, versions."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import platform
+import shlex
+import sys
+import time
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from clu import metrics as clu_metrics
+from clu import parameter_overview
+from ml_collections import ConfigDict
+from tensorboardX import SummaryWriter
+
+from lljax import config as config_lib
+
+PACKAGES = ("lljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
+
+
+def averages(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
+    """The mean of every scalar over the calls of a window.
+
+    Args:
+      rows: one mapping a call, each value [K] (one number a training step).
+    """
+    stacked = {name: jnp.asarray(np.concatenate([row[name] for row in rows])) for name in rows[0]}
+    return {name: float(clu_metrics.Average.from_model_output(values).compute())
+            for name, values in stacked.items()}
+
+
+def line(record: Mapping[str, float | int | str], total: int, eta: float) -> str:
+    """One line of progress: step, losses, speed, time left."""
+    losses = " ".join(f"{name.split('/', 1)[1]} {value:.4g}" for name, value in record.items()
+                      if name.startswith("loss/"))
+    totals = " ".join(f"{name} {value:.4g}" for name, value in record.items()
+                      if name.startswith("total/"))
+    left = datetime.timedelta(seconds=round(eta))
+    return (f"{record['phase']} {record['step']}/{total} | {totals} | {losses} | "
+            f"{record['images_per_s']:.3g} images/s | {left} left")
+
+
+class Log:
+    """The files of a workdir that only grow; one process of a training writes them.
+
+    Args:
+      workdir: made if it is not there.
+      config: of the run.
+      step: where the run starts; what an interrupted run logged after it is taken back.
+    """
+
+    def __init__(self, workdir: str, config: ConfigDict, step: int):
+        self.workdir = workdir
+        self.writes = jax.process_index() == 0
+        self._started = time.perf_counter()
+        if not self.writes:
+            return
+        os.makedirs(os.path.join(workdir, "samples"), exist_ok=True)
+        now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+        self._write("config.json", config_lib.to_json(config))
+        self._write("command.txt", f"{now} {shlex.join(sys.argv)}\n", "a")
+        self._write("versions.txt", versions())
+        self._metrics = os.path.join(workdir, "metrics.jsonl")
+        self._take_back(step)
+        self._events = SummaryWriter(workdir, purge_step=step + 1 if step else None)
+
+    def __enter__(self) -> Log:
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self.writes:
+            self._events.close()
+
+    def _write(self, name: str, text: str, mode: str = "w") -> None:
+        with open(os.path.join(self.workdir, name), mode, encoding="utf-8") as file:
+            file.write(text)
+
+    def _take_back(self, step: int) -> None:
+        if not os.path.exists(self._metrics):
+            return
+        with open(self._metrics, encoding="utf-8") as file:
+            # A killed run may have left half a line, always the last one.
+            lines = [text for text in file if text.endswith("\n")]
+        kept = [text for text in lines if json.loads(text)["step"] <= step]
+        self._write("metrics.jsonl", "".join(kept))
+
+    def say(self, text: str) -> None:
+        """Prints a line, once for all processes."""
+        if self.writes:
+            print(text, flush=True)
+
+    def scalars(self, record: Mapping[str, float | int | str]) -> None:
+        """Appends a record with its `step` to metrics.jsonl and the TensorBoard events."""
+        if not self.writes:
+            return
+        self._write("metrics.jsonl", json.dumps(record) + "\n", "a")
+        for name, value in record.items():
+            if isinstance(value, float):
+                self._events.add_scalar(name, value, record["step"])
+
+    def picture(self, name: str, picture: np.ndarray, step: int) -> None:
+        """Adds a picture, uint8 [H, W, 3], to the TensorBoard events."""
+        if self.writes:
+            self._events.add_image(name, picture, step, dataformats="HWC")
+
+    def networks(self, nets: Mapping[str, Mapping], trained: Sequence[str], phase: str) -> None:
+        """Writes the table of every network's parameters, prints one line a network."""
+        if not self.writes:
+            return
+        tables = [f"{name}\n{parameter_overview.get_parameter_overview(net['params'])}\n"
+                  for name, net in nets.items()]
+        self._write("parameters.txt", "\n".join(tables))
+        for name, net in nets.items():
+            count = parameter_overview.count_parameters(net["params"])
+            role = "trained" if name in trained else "frozen"
+            self.say(f"{phase}: network {name}, {count:,} parameters, {role}")
+
+
+def versions() -> str:
+    """Versions of Python and of the packages that decide the numbers, a line each."""
+    lines = [f"python {platform.python_version()}", f"platform {platform.platform()}"]
+    lines += [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
+    lines += [f"devices {jax.device_count()} x {jax.devices()[0].device_kind}"]
+    return "\n".join(lines) + "\n"

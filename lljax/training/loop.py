@@ -1,0 +1,370 @@
+"""The one training loop. It does not know the method: the method owns its training step."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from lljax import checkpoint, config as config_lib, optim, parallel
+from lljax import method as method_lib
+from lljax.data import pipeline, sources
+from lljax.errors import InputError, Stopped, unknown
+from lljax.evaluation import evaluate, report
+from lljax.inference.enhancer import Enhancer
+from lljax.method import Method, State
+from lljax.training import logs
+
+REQUEUE = 75  # exit code after a SIGTERM: saved, run the same command again (EX_TEMPFAIL)
+
+
+def fit(config: ConfigDict, workdir: str) -> State:
+    """Trains what `config` describes, from wherever `workdir` stands.
+
+    Args:
+      config: complete config, as configs/<method>.py gives it.
+      workdir: folder of the run; the same call resumes it, or returns at once if it is finished.
+
+    Returns:
+      The final state.
+
+    Raises:
+      InputError: something the caller has to mend, in one line.
+      Stopped: by SIGTERM after saving (code 75), or by a loss that is not finite (code 1).
+    """
+    jax.config.update("jax_default_matmul_precision",
+                      None if config.precision == "default" else config.precision)
+    method = method_lib.load(config)
+    _check(config)
+    best = config.checkpoint.best if config.eval.every else None
+    with checkpoint.Checkpoints(
+            workdir, config.checkpoint.keep, best,
+            best is None or evaluate.higher_is_better(best)) as saved, _Interrupt() as interrupt:
+        start = _start(config, method, saved)
+        if start.finished:
+            print(f"finished: {int(start.state.step)} steps in {workdir}", flush=True)
+            return start.state
+        with logs.Log(workdir, config, int(start.state.step)) as log:
+            for note in start.notes:
+                log.say(note)
+            return _Training(config, method, saved, log, interrupt).run(start)
+
+
+def _check(config: ConfigDict) -> None:
+    """What can be refused before any work."""
+    devices, processes = jax.device_count(), jax.process_count()
+    for phase in config.phases:
+        if phase not in config.phase:
+            raise unknown("phase in config.phases", phase, config.phase)
+        size = config.phase[phase].batch_size
+        if size < 1 or size % devices:
+            raise InputError(f"config.phase.{phase}.batch_size is {size}; it must be a multiple of "
+                             f"the {devices} devices ({processes} processes)")
+
+
+@dataclasses.dataclass
+class _Start:
+    state: State  # host or device arrays, not yet placed
+    phases: tuple[str, ...]  # still to run, the first perhaps half done
+    notes: tuple[str, ...] = ()
+    finished: bool = False
+
+
+def _start(config: ConfigDict, method: Method, saved: checkpoint.Checkpoints) -> _Start:
+    """Own workdir, else another run's checkpoint, else other networks or new ones."""
+    first = config.phases[0]
+    fresh = jax.eval_shape(lambda: method.start_phase(_new(config, method), 0, first))
+    if saved.latest() is not None:
+        return _resume(config, method, saved, fresh)
+    if config.resume:
+        with checkpoint.Checkpoints(config.resume, read_only=True) as other:
+            if other.latest() is None:
+                raise InputError(f"config.resume: {config.resume!r} has no checkpoint")
+            return _resume(config, method, other, fresh)
+    nets = jax.jit(lambda: _new(config, method))()
+    notes = []
+    for net, path in config.init.items():
+        if path:
+            nets[net] = _borrowed(path, net, nets[net])
+            notes.append(f"network {net} from {path}")
+    return _Start(method.start_phase(nets, 0, first), tuple(config.phases), tuple(notes))
+
+
+def _new(config: ConfigDict, method: Method) -> dict[str, Any]:
+    side = config.data.crop or config.data.resize or 64
+    blank = jnp.zeros((1, side, side, 3))
+    return method.init(jax.random.key(config.seed), {"low": blank, "high": blank})
+
+
+def _borrowed(path: str, net: str, own: Any) -> Any:
+    """One network's variables from a workdir or a weights file, of the shapes of `own`."""
+    from lljax.inference.enhancer import read
+    _, nets = read(path)
+    if net not in nets:
+        raise InputError(f"config.init.{net}: {path!r} has the networks {sorted(nets)}")
+    shapes, theirs = (jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (own, nets[net]))
+    if shapes != theirs:
+        raise InputError(f"config.init.{net}: the network in {path!r} has other layers or shapes")
+    return nets[net]
+
+
+def _resume(config, method, saved, fresh: State) -> _Start:
+    step = saved.latest()
+    meta = saved.meta(step)
+    old, phase = meta["config"], meta["phase"]
+    if phase not in config.phases:
+        raise InputError(f"the checkpoint is in phase {phase!r}, which config.phases "
+                         f"{tuple(config.phases)} lacks; use another --workdir")
+    at = tuple(config.phases).index(phase)
+    for name in config.phases[:at]:
+        if old.phase[name].steps != config.phase[name].steps:
+            raise InputError(
+                f"config.phase.{name}.steps is {config.phase[name].steps}, but the checkpoint ran "
+                f"that phase for {old.phase[name].steps} steps; restore the value, or use another "
+                "--workdir")
+    done, length = meta["phase_step"], config.phase[phase].steps
+    if done > length:
+        raise InputError(f"config.phase.{phase}.steps is {length}, but the checkpoint is already "
+                         f"at step {done} of that phase; raise it, or use another --workdir")
+    target = jax.eval_shape(lambda nets: method.start_phase(nets, 0, phase), fresh.nets)
+    state = saved.restore(step, target)
+    notes = [f"resumed at step {step} ({phase} {done}/{length})"]
+    notes += [f"changed since the checkpoint: {text}" for text in
+              config_lib.differences(old, config)]
+    rest = tuple(config.phases[at + (done == length):])
+    if done == length and rest:
+        state = method.start_phase(state.nets, state.step, rest[0])
+    return _Start(state, rest, tuple(notes), finished=not rest)
+
+
+class _Interrupt:
+    """Notes a SIGTERM, so that the step in progress can end and be saved."""
+
+    def __init__(self):
+        self.seen = False
+
+    def __enter__(self) -> _Interrupt:
+        def note(*_):
+            self.seen = True
+        # Python takes signals in the main thread alone.
+        self._main = threading.current_thread() is threading.main_thread()
+        if self._main:
+            self._before = signal.signal(signal.SIGTERM, note)
+        return self
+
+    def __exit__(self, *_) -> None:
+        if self._main:
+            signal.signal(signal.SIGTERM, self._before)
+
+
+@dataclasses.dataclass
+class _Training:
+    """One run of `fit`: what every phase needs, and the phases' loop."""
+
+    config: ConfigDict
+    method: Method
+    saved: checkpoint.Checkpoints
+    log: logs.Log
+    interrupt: _Interrupt
+
+    def run(self, start: _Start) -> State:
+        config = self.config
+        self.data = pipeline.Data(config.data, report=self.log.say)
+        self.weights = self.method.weights()
+        self.pairs = self._pairs()
+        self.total = sum(config.phase[phase].steps for phase in config.phases)
+        self._check_terms(start.state.nets)
+        state = parallel.place(start.state)
+        for number, phase in enumerate(start.phases):
+            if number:
+                state = parallel.place(
+                    self.method.start_phase(state.nets, state.step, phase))
+            self.log.networks(state.nets, self.method.nets_of(phase), phase)
+            state = self._phase(state, phase)
+        return state
+
+    def _pairs(self):
+        wanted = self.config.eval
+        if not (wanted.every or self.config.log.samples):
+            return None
+        return sources.open(wanted.source, split="test", low=wanted.low, high=wanted.high,
+                            flags="--config.eval.")
+
+    def _check_terms(self, nets) -> None:
+        """The enabled loss terms must be those that the phases' steps return."""
+        returned = set()
+        for phase in self.config.phases:
+            state = jax.eval_shape(lambda n, p=phase: self.method.start_phase(n, 0, p), nets)
+            batch = next(self.batches(phase, 0, 1))[0]
+            scalars = jax.eval_shape(self.step_fn(phase).compiled, state, batch, self.weights)[1]
+            returned |= {name.removeprefix("loss/") for name in scalars
+                         if name.startswith("loss/")}
+        if returned != set(self.weights):
+            raise InputError(f"config.loss enables {sorted(self.weights)}, but the training steps "
+                             f"of {tuple(self.config.phases)} return {sorted(returned)}")
+
+    def step_fn(self, phase: str):
+        """The compiled step: (state, batches [D, K, b, ...], weights) -> (state, scalars [K])."""
+        method, seed = self.method, self.config.seed
+
+        def one(state, batch, weights):
+            stop = batch.pop("stop")
+            batch = pipeline.on_device(batch, seed, state.step)
+            state, scalars = method.train_step(state, batch, weights, phase=phase)
+            state = state.replace(step=state.step + 1, phase_step=state.phase_step + 1)
+            return state, {**scalars, "stop": stop}
+
+        return parallel.pmap(lambda state, batches, weights: parallel.scan(
+            lambda carry, batch: one(carry, dict(batch), weights), state, batches))
+
+    def batches(self, phase: str, start: int, calls: int) -> Iterator[tuple[dict, list[str]]]:
+        """Batches of `calls` steps each: arrays [D, K, b, ...] and the pictures' names."""
+        config = self.config
+        number = tuple(config.phases).index(phase)
+        stream = self.data.batches(config.seed + 7919 * number, start,
+                                   config.phase[phase].batch_size,
+                                   jax.process_index(), jax.process_count())
+        while True:
+            steps = [next(stream) for _ in range(calls)]
+            stacked = [parallel.split(batch) for batch, _ in steps]
+            arrays = jax.tree.map(lambda *xs: np.stack(xs, axis=1), *stacked)
+            stop = np.full(arrays["mask"].shape[:2], self.interrupt.seen, np.float32)
+            yield {**arrays, "stop": stop}, [name for _, names in steps for name in names]
+
+    def _phase(self, state: State, phase: str) -> State:
+        config = self.config
+        steps = config.phase[phase].steps
+        calls = config.steps_per_call
+        if steps % calls:
+            raise InputError(f"config.phase.{phase}.steps is {steps}, not a multiple of "
+                             f"config.steps_per_call {calls}")
+        done = int(state.phase_step)
+        offset = int(state.step) - done
+        step_fn, stream = self.step_fn(phase), self.batches(phase, done, calls)
+        window, previous, stop, clock = [], None, False, _Clock(done)
+        while done < steps:
+            batch, names = next(stream)
+            state, scalars = step_fn(state, batch, self.weights)
+            # The device works on this call while the previous one's numbers are read.
+            if previous:
+                window.append(self._read(*previous))
+                stop = stop or window[-1]["stop"].any()
+            done += calls
+            previous = (scalars, names, offset + done)
+            due = _due(done, calls, steps, config) | ({"stop"} if stop else set())
+            if not due:
+                continue
+            window.append(self._read(*previous))  # nothing unread is shown or saved
+            stop, previous = stop or window[-1]["stop"].any(), None
+            if due & {"log", "end", "stop"}:
+                self._report(window, phase, done, offset, clock)
+            with clock.paused():
+                self._occasionally(state, phase, due)
+            if "stop" in due and done < steps:
+                raise Stopped(f"interrupted; saved at step {offset + done}, the same command "
+                              "goes on from there", REQUEUE)
+        return state
+
+    def _occasionally(self, state: State, phase: str, due: set[str]) -> None:
+        """Evaluation, checkpoint and sample pictures, as far as they are due."""
+        step = int(state.step)
+        metrics = self._evaluate(state, step) if "eval" in due else None
+        if due & {"eval", "checkpoint", "end", "stop"}:
+            self.saved.save(state, self.config, phase, metrics)
+        if due & {"samples", "end"}:
+            self._samples(state, step)
+
+    def _read(self, scalars, names: list[str], step: int) -> dict[str, np.ndarray]:
+        """A call's scalars on the host; one that is not finite ends the training."""
+        scalars = jax.device_get(scalars)
+        for name, values in scalars.items():
+            if not np.isfinite(values).all():
+                bad = step - len(values) + 1 + int(np.argmin(np.isfinite(values)))
+                raise Stopped(f"{name} is {values[~np.isfinite(values)][0]} at step {bad}; its "
+                              f"batch: {', '.join(names)}. Nothing was saved since the last "
+                              "checkpoint; lower the learning rate or take the pictures out", 1)
+        return scalars
+
+    def _report(self, window, phase, done, offset, clock) -> None:
+        if not window:
+            return
+        phase_config = self.config.phase[phase]
+        means = logs.averages(window)
+        means.pop("stop")
+        rate = clock.rate(done)
+        record = {"step": offset + done, "phase": phase, "phase_step": done, **means,
+                  "images_per_s": rate * phase_config.batch_size,
+                  "skipped_records": self.data.skipped}
+        for net in self.method.nets_of(phase):
+            record[f"lr/{net}"] = float(optim.schedule(phase_config.optim[net])(done - 1))
+        self.log.scalars(record)
+        self.log.say(logs.line(record, self.total, (self.total - offset - done) / rate))
+        window.clear()
+
+    def _enhancer(self, state: State) -> Enhancer:
+        nets = jax.device_get(state.averaged())
+        if not hasattr(self, "_eval_enhancer"):
+            self._eval_enhancer = Enhancer(self.method, nets, seed=self.config.seed)
+        self._eval_enhancer.nets = nets
+        return self._eval_enhancer
+
+    def _evaluate(self, state: State, step: int) -> dict[str, float] | None:
+        if not self.log.writes:
+            return None
+        results = evaluate.evaluate({"model": self._enhancer(state)}, self.pairs,
+                                    limit=self.config.eval.limit, baselines=False)
+        means = results.means("model")
+        self.log.scalars({"step": step, **{f"eval/{k}": v for k, v in means.items()}})
+        self.log.say(f"evaluation at step {step}: " + " ".join(
+            f"{name} {value:.4g}" for name, value in means.items()))
+        return means
+
+    def _samples(self, state: State, step: int) -> None:
+        if not (self.log.writes and self.pairs):
+            return
+        enhance = self._enhancer(state)
+        shown = [self.pairs[i] for i in range(min(self.config.log.samples, len(self.pairs)))]
+        sheet = report.contact_sheet({"low": [pair["low"] for pair in shown],
+                                      "enhanced": [enhance(pair["low"]) for pair in shown],
+                                      "reference": [pair["high"] for pair in shown]})
+        report.write_png(os.path.join(self.log.workdir, "samples", f"step_{step:06d}.png"), sheet)
+        self.log.picture("samples", sheet, step)
+
+
+def _due(done: int, calls: int, steps: int, config: ConfigDict) -> set[str]:
+    """What is to be done after the phase step `done`, given that `calls` steps were just made."""
+    periods = {"log": config.log.every, "eval": config.eval.every,
+               "checkpoint": config.checkpoint.every, "samples": config.log.samples_every}
+    due = {name for name, period in periods.items()
+           if period and done // period > (done - calls) // period}
+    return due | ({"end"} if done == steps else set())
+
+
+class _Clock:
+    """Training steps a second since the last look, pauses for other work left out."""
+
+    def __init__(self, done: int):
+        self._done = done
+        self._time = time.perf_counter()
+
+    @contextlib.contextmanager
+    def paused(self):
+        start = time.perf_counter()
+        yield
+        self._time += time.perf_counter() - start
+
+    def rate(self, done: int) -> float:
+        now = time.perf_counter()
+        rate = (done - self._done) / (now - self._time)
+        self._done, self._time = done, now
+        return rate
