@@ -108,8 +108,9 @@ def test_noise_has_the_mean_and_variance_of_the_sensor(exposure, read_noise, ful
     mean = float(linear(188)) * exposure * full_well
     variance = mean + read_noise**2  # shot + read
     # 270 000 samples: the mean is known to 0.2 % of a standard deviation, the variance to 0.3 %.
-    # Rounding to 8 bit adds 1/12 of a squared step, up to 2 % here.
-    assert abs(electrons.mean() - mean) < 0.01 * math.sqrt(variance)
+    # Rounding to 8 bit adds 1/12 of a squared step to the variance (up to 2 % here) and, where no
+    # read noise smooths the whole electrons, 1.1 % of a standard deviation to the mean.
+    assert abs(electrons.mean() - mean) < (0.01 if read_noise else 0.015) * math.sqrt(variance)
     assert electrons.var() == pytest.approx(variance, rel=0.03)
     channels = low.reshape(-1, 3).astype(np.float64)
     assert abs(np.corrcoef(channels.T)[np.triu_indices(3, 1)]).max() < 0.02  # independent

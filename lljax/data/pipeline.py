@@ -32,13 +32,15 @@ class Data:
             raise InputError("config.data.augment=dihedral turns pictures by 90 degrees, so they "
                              "must be square: set config.data.crop or config.data.resize")
         self.config = config
-        self._tables = sources.open_tables(
+        tables = sources.open_tables(
             config.source, split="train", low=config.low, high=config.high,
-            flags="--config.data.", cache_bytes=int(config.cache_gib * 2**30), report=report)
+            flags="--config.data.", report=report)
+        room = int(config.cache_gib * 2**30) // len(tables)
+        self._tables = [sources.Cached(table, room) for table in tables]
 
     @property
     def skipped(self) -> int:
-        return sum(len(getattr(table, "skipped", ())) for table in self._tables)
+        return sum(len(getattr(table.records, "skipped", ())) for table in self._tables)
 
     def __len__(self) -> int:
         return max(len(table) for table in self._tables)

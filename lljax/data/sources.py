@@ -26,16 +26,13 @@ class Files:
       records: one dict role -> path a record; not empty.
       names: one name a record, for messages and tables.
       where: what to call the sequence in an error.
-      cache_bytes: decoded pictures are kept up to this many bytes.
       report: called with one line for every broken record.
     """
 
     def __init__(self, records: Sequence[dict[str, str]], names: Sequence[str], where: str,
-                 cache_bytes: int = 0, report=print):
+                 report=print):
         self.records, self.names, self.where = list(records), list(names), where
         self.skipped: set[int] = set()
-        self._cache: dict[int, dict] = {}
-        self._room = cache_bytes
         self._report = report
         self._lock = threading.Lock()
 
@@ -47,16 +44,13 @@ class Files:
             at = (index + offset) % len(self)
             if at in self.skipped:
                 continue
-            record = self._cache.get(at) or self._read(at)
+            record = self._read(at)
             if record is not None:
                 return record
         raise InputError(f"{self.where}: none of the {len(self)} pictures could be read")
 
     def strict(self, index: int) -> dict:
         """The record of that index, or InputError if a file of it is broken (for evaluation)."""
-        return self._cache.get(index) or self._load(index)
-
-    def _load(self, index: int) -> dict:
         record = {role: images.read_rgb(path) for role, path in self.records[index].items()}
         sizes = {role: picture.shape for role, picture in record.items()}
         if len(set(sizes.values())) > 1:
@@ -68,7 +62,7 @@ class Files:
 
     def _read(self, index: int) -> dict | None:
         try:
-            record = self._load(index)
+            return self.strict(index)
         except InputError as error:
             with self._lock:
                 new = index not in self.skipped
@@ -76,11 +70,33 @@ class Files:
             if new:
                 self._report(f"skipped ({len(self.skipped)} so far): {error}")
             return None
+
+
+class Cached:
+    """A sequence of records that keeps those it has read, up to a number of bytes.
+
+    Attributes:
+      records: the sequence behind it.
+    """
+
+    def __init__(self, records: Sequence[dict], limit: int):
+        self.records = records
+        self._kept: dict[int, dict] = {}
+        self._room = limit
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, index: int) -> dict:
+        if index in self._kept:
+            return self._kept[index]
+        record = self.records[index]
         size = sum(value.nbytes for value in record.values() if isinstance(value, np.ndarray))
         with self._lock:
-            if size <= self._room and index not in self._cache:
+            if size <= self._room and index not in self._kept:
                 self._room -= size
-                self._cache[index] = record
+                self._kept[index] = record
         return record
 
 

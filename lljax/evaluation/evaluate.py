@@ -74,6 +74,7 @@ class Results:
     names: list[str]
     values: np.ndarray
     info: dict[str, Any] = field(default_factory=dict)
+    _summaries: dict[str, dict[str, Summary]] = field(default_factory=dict, repr=False)
 
     def of(self, system: str, metric: str) -> np.ndarray:
         """Per-picture values [n] of one system and metric.
@@ -92,9 +93,12 @@ class Results:
         return {card.key: float(self.of(system, card.key).mean()) for card in self.metrics}
 
     def summary(self, system: str) -> dict[str, Summary]:
-        """Mean, spread and interval by metric."""
-        return {card.key: summarise(self.of(system, card.key), card.protocol)
+        """Mean, spread and interval by metric; computed once, for files and tables alike."""
+        if system not in self._summaries:
+            self._summaries[system] = {
+                card.key: summarise(self.of(system, card.key), card.protocol)
                 for card in self.metrics}
+        return self._summaries[system]
 
 
 def higher_is_better(metric: str) -> bool:
@@ -312,7 +316,8 @@ def _caption(results: Results) -> str:
     n, total = len(results.names), results.info.get("pictures_in_source", len(results.names))
     shown = f"{n} pictures" if n == total else f"the first {n} of {total} pictures"
     shown += f" of {source}" if source else ""
-    return shown + ("; mean [95 % bootstrap interval over pictures]" if n > 1 else "; no interval")
+    shown += "; mean [95 % bootstrap interval over pictures]" if n > 1 else "; no interval"
+    return shown + "; (up): higher is better"
 
 
 def table(results: Results) -> str:

@@ -152,7 +152,7 @@ def gt_mean(enhanced: np.ndarray, reference: np.ndarray) -> np.ndarray:
 
     Papers have at least four "gt-mean" corrections. This one weights RGB by 0.299, 0.587, 0.114
     and does not round after scaling (HVI-CIDNet's; Retinexformer's has the weights of red and blue
-    swapped). A black output has no scale and stays black.
+    swapped). Protocols call it gtmean601. A black output has no scale and stays black.
 
     Args:
       enhanced: uint8 [H, W, 3], RGB.
@@ -230,12 +230,12 @@ _CARDS = (
     Metric("mae", "MAE", "grey levels", "down", (0.0, PEAK), "RGB", "numpy, mean(abs(a - b))",
            1e-9, False, "mae[rgb,u8,0-255]", 1, 1, mae),
     Metric("psnr_gtm", "PSNR-gtm", "dB", "up", (0.0, math.inf), "RGB", _SKIMAGE, 1e-4, True,
-           "psnr[rgb,u8,gtmean=grey601,clip]", 2, 1, psnr_gt_mean),
+           "psnr[rgb,u8,gtmean601]", 2, 1, psnr_gt_mean),
     Metric("ssim_gtm", "SSIM-gtm", "", "up", (-1.0, 1.0), "RGB, mean over channels",
-           _SKIMAGE_SSIM, 1e-5, True, "ssim[rgb,g11,s1.5,valid,u8,gtmean=grey601,clip]", 4,
+           _SKIMAGE_SSIM, 1e-5, True, "ssim[rgb,g11,s1.5,valid,u8,gtmean601]", 4,
            WINDOW, ssim_gt_mean),
     Metric("mae_gtm", "MAE-gtm", "grey levels", "down", (0.0, PEAK), "RGB",
-           "numpy, mean(abs(a - b))", 1e-9, True, "mae[rgb,u8,0-255,gtmean=grey601,clip]", 1, 1,
+           "numpy, mean(abs(a - b))", 1e-9, True, "mae[rgb,u8,0-255,gtmean601]", 1, 1,
            mae_gt_mean),
 )
 METRICS: dict[str, Metric] = {card.key: card for card in _CARDS}

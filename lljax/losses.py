@@ -1,0 +1,223 @@
+"""Loss terms: pure functions of arrays, one value an image, [B]; the caller reduces and weights.
+
+Values and gradients are finite everywhere, black, white, grey and constant images included.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from lljax.errors import unknown
+
+Array = jax.Array
+
+FORMS = ("code", "paper")  # where a paper's formula and its authors' program differ
+
+
+# ---- zero-reference (Zero-DCE, Zero-DCE++) ----
+
+
+def spatial(enhanced: Array, low: Array, region: int = 4, form: str = "code") -> Array:
+    """Spatial consistency: neighbouring regions keep their difference.
+
+    Args:
+      enhanced: [B, H, W, 3] in [0, 1].
+      low: the picture it was made from, same shape.
+      region: side of the square regions in px, whose mean grey is compared; a remainder at the
+        right and the bottom is left out.
+      form: "code" compares signed differences and takes the outside of the picture as black, so
+        that border regions also keep their level; "paper" compares magnitudes of differences,
+        between regions of the picture only.
+
+    Returns:
+      [B], >= 0, 0 if `enhanced` equals `low`.
+
+    Raises:
+      ValueError: shapes differ, are not pictures, or are smaller than one region.
+
+    Source: Guo et al., CVPR 2020, eq. 4; official `L_spa` (which also computes a brightness
+      weight and never uses it).
+    """
+    _check_images("spatial", enhanced=enhanced, low=low)
+    _check_form(form)
+    if enhanced.shape != low.shape:
+        raise ValueError(f"spatial: enhanced {enhanced.shape} and low {low.shape} must agree")
+    after, before = _regions("spatial", enhanced, region), _regions("spatial", low, region)
+    if form == "code":
+        # mean_i sum_j ((Y_i - Y_j) - (I_i - I_j))^2, j the 4 neighbours, 0 outside
+        total = sum(jnp.square(d) for d in _neighbour_differences(after - before, "constant"))
+    else:
+        # mean_i sum_j (|Y_i - Y_j| - |I_i - I_j|)^2, j the neighbours that exist
+        total = sum(jnp.square(jnp.abs(y) - jnp.abs(i)) for y, i in zip(
+            _neighbour_differences(after, "edge"), _neighbour_differences(before, "edge"),
+            strict=True))
+    return total.mean((1, 2))
+
+
+def exposure(enhanced: Array, region: int = 16, level: float = 0.6, form: str = "code") -> Array:
+    """Exposure control: the mean grey of every region is near one level.
+
+    Args:
+      enhanced: [B, H, W, 3] in [0, 1].
+      region: side of the square regions in px; a remainder is left out.
+      level: the wanted grey in [0, 1].
+      form: "code" squares the distance to the level; "paper" takes its magnitude.
+
+    Returns:
+      [B], >= 0, 0 if every region has the level.
+
+    Raises:
+      ValueError: not pictures, or smaller than one region.
+
+    Source: Guo et al., CVPR 2020, eq. 5; official `L_exp`.
+    """
+    _check_images("exposure", enhanced=enhanced)
+    _check_form(form)
+    distance = _regions("exposure", enhanced, region) - level
+    # code: mean_k (Y_k - E)^2; paper: mean_k |Y_k - E|
+    return (jnp.square(distance) if form == "code" else jnp.abs(distance)).mean((1, 2))
+
+
+def color(enhanced: Array, form: str = "code") -> Array:
+    """Colour constancy: the three channels have one mean (grey world).
+
+    Args:
+      enhanced: [B, H, W, 3] in [0, 1].
+      form: "code" takes the root of the sum of fourth powers of the differences; "paper" the sum
+        of their squares.
+
+    Returns:
+      [B], >= 0, 0 if the means are equal. The gradient there is 0 (the official program's is not
+      a number).
+
+    Raises:
+      ValueError: not pictures.
+
+    Source: Guo et al., CVPR 2020, eq. 6; official `L_color`.
+    """
+    _check_images("color", enhanced=enhanced)
+    _check_form(form)
+    mean = enhanced.mean((1, 2))
+    # J_p - J_q for (r, g), (g, b), (b, r)
+    squares = jnp.square(mean - jnp.roll(mean, -1, axis=-1))
+    if form == "paper":
+        return squares.sum(-1)
+    # sqrt(D_rg^2 + D_gb^2 + D_rb^2) with D = (J_p - J_q)^2
+    return _root(jnp.square(squares).sum(-1))
+
+
+def smoothness(curves: Array, form: str = "code") -> Array:
+    """Illumination smoothness: total variation of the curve maps.
+
+    Args:
+      curves: [B, H, W, 3 * maps].
+      form: "code" sums mean squared differences over all channels and doubles the result;
+        "paper" squares the sum of the two differences' magnitudes and averages over the maps.
+
+    Returns:
+      [B], >= 0, 0 for constant maps. The "code" form grows with the number of maps.
+
+    Raises:
+      ValueError: not maps of three channels each, or a side under 2 px.
+
+    Source: Guo et al., CVPR 2020, eq. 7 (the mean over the pixels, left unsaid there, is taken);
+      official `L_TV`.
+    """
+    if curves.ndim != 4 or curves.shape[-1] % 3 or min(curves.shape[1:]) < 2:
+        raise ValueError(f"smoothness: curves {curves.shape} must be [B, H, W, 3 * maps] with "
+                         "sides of 2 px or more")
+    _check_form(form)
+    down = curves[:, 1:] - curves[:, :-1]
+    right = curves[:, :, 1:] - curves[:, :, :-1]
+    if form == "code":
+        # 2 sum_c (mean (d_y A_c)^2 + mean (d_x A_c)^2)
+        return 2 * (jnp.square(down).mean((1, 2)) + jnp.square(right).mean((1, 2))).sum(-1)
+    # 1/N sum_n sum_c mean (|d_x A_nc| + |d_y A_nc|)^2, on the pixels that have both
+    both = jnp.abs(down[:, :, :-1]) + jnp.abs(right[:, :-1])
+    return jnp.square(both).mean((1, 2)).sum(-1) / (curves.shape[-1] // 3)
+
+
+def saturation(enhanced: Array) -> Array:
+    """Colour spread: mean distance of the pixels from the picture's mean colour.
+
+    Args:
+      enhanced: [B, H, W, 3] in [0, 1].
+
+    Returns:
+      [B], >= 0, 0 for a picture of one colour (gradient 0 there).
+
+    Raises:
+      ValueError: not pictures.
+
+    Source: official `Sa_Loss`, which the official training does not use; not in the paper.
+    """
+    _check_images("saturation", enhanced=enhanced)
+    deviation = enhanced - enhanced.mean((1, 2), keepdims=True)
+    # mean_i sqrt(sum_c (x_ic - mean_c)^2)
+    return _root(jnp.square(deviation).sum(-1)).mean((1, 2))
+
+
+# ---- perceptual ----
+
+
+def perceptual(features_enhanced: Array, features_low: Array) -> Array:
+    """Mean squared difference of two feature maps.
+
+    Args:
+      features_enhanced: [B, h, w, C], e.g. of `layers.vgg16_features`.
+      features_low: features of the picture to resemble, same shape.
+
+    Returns:
+      [B], >= 0, 0 for equal features.
+
+    Raises:
+      ValueError: shapes differ or are not [B, h, w, C].
+
+    Source: Johnson et al., ECCV 2016, eq. 2. The official Zero-DCE has a module of VGG16 relu4_3
+      features (`perception_loss`) but neither a distance of them nor a use.
+    """
+    if features_enhanced.ndim != 4 or features_enhanced.shape != features_low.shape:
+        raise ValueError(f"perceptual: features {features_enhanced.shape} and "
+                         f"{features_low.shape} must be [B, h, w, C] and agree")
+    # 1/(hwC) |F(enhanced) - F(low)|^2
+    return jnp.square(features_enhanced - features_low).mean((1, 2, 3))
+
+
+# ---- shared by the terms ----
+
+
+def _check_images(term: str, **images: Array) -> None:
+    for name, image in images.items():
+        if image.ndim != 4 or image.shape[-1] != 3:
+            raise ValueError(f"{term}: {name} {image.shape} must be [B, H, W, 3]")
+
+
+def _check_form(form: str) -> None:
+    if form not in FORMS:
+        raise unknown("form of a loss term", form, FORMS)
+
+
+def _regions(term: str, images: Array, region: int) -> Array:
+    """Mean grey of the regions, [B, H // region, W // region]."""
+    b, h, w, _ = images.shape
+    if region < 1 or min(h, w) < region:
+        raise ValueError(f"{term}: pictures of {h} x {w} px (shape {images.shape}) hold no region "
+                         f"of {region} x {region} px; use larger pictures or a smaller region")
+    rows, columns = h // region, w // region
+    grey = images.mean(-1)[:, :rows * region, :columns * region]
+    # reshape and mean: its gradient is many times faster than a window reduction's
+    return grey.reshape(b, rows, region, columns, region).mean((2, 4))
+
+
+def _neighbour_differences(x: Array, outside: str) -> tuple[Array, Array, Array, Array]:
+    """x_i - x_j for the left, right, upper and lower neighbour j; `outside` pads as jnp.pad."""
+    padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1)), mode=outside)
+    return (x - padded[:, 1:-1, :-2], x - padded[:, 1:-1, 2:],
+            x - padded[:, :-2, 1:-1], x - padded[:, 2:, 1:-1])
+
+
+def _root(x: Array) -> Array:
+    """Square root whose gradient at 0 is 0; the inner `where` keeps infinity out of it."""
+    positive = x > 0
+    return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
