@@ -26,7 +26,7 @@ $(VENV)/.ready-$(EXTRAS): pyproject.toml requirements.txt requirements-cpu.txt
 demo: setup
 	$(BIN)/python train.py --config configs/zerodce.py:demo --workdir $(DEMO)
 	$(BIN)/python evaluate.py --workdir $(DEMO) --source demo --out $(DEMO)/evaluation
-	$(BIN)/python -m lljax.data.demo $(DEMO)/pictures
+	$(BIN)/python -c "from lljax.data import demo; demo.write('$(DEMO)/pictures', 'test')"
 	$(BIN)/lljax enhance $(DEMO)/pictures/low -o $(DEMO)/enhanced --model $(DEMO) --overwrite
 	@echo
 	@echo "table          $(DEMO)/evaluation/results.md"

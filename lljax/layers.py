@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import pickle
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -243,6 +242,8 @@ def _read_torch(path: str) -> Any:
                          "pip install 'lljax[torch]'") from error
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
-        raise InputError(f"{path} is refused: not a PyTorch checkpoint of plain tensors (one that "
-                         "holds code or other objects is never run)") from error
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    except Exception as error:  # its reader interprets bytes: damage may raise any exception
+        raise InputError(f"{path} is refused: not a PyTorch checkpoint of plain tensors, or "
+                         "damaged (code and other objects in a file are never run)") from error

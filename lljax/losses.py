@@ -8,7 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from lljax.errors import unknown
+from lljax.errors import InputError, unknown
 
 Array = jax.Array
 
@@ -202,7 +202,7 @@ def _regions(term: str, images: Array, region: int) -> Array:
     """Mean grey of the regions, [B, H // region, W // region]."""
     b, h, w, _ = images.shape
     if region < 1 or min(h, w) < region:
-        raise ValueError(f"{term}: pictures of {h} x {w} px (shape {images.shape}) hold no region "
+        raise InputError(f"{term}: pictures of {h} x {w} px (shape {images.shape}) hold no region "
                          f"of {region} x {region} px; use larger pictures or a smaller region")
     rows, columns = h // region, w // region
     grey = images.mean(-1)[:, :rows * region, :columns * region]

@@ -296,6 +296,31 @@ def test_the_command_on_folders(tmp_path, monkeypatch, capsys):
     assert "--low" in saved["command"] and str(tmp_path / "eval15" / "low") in saved["source"]
 
 
+def test_the_command_opens_models_and_chooses_where_to_write(tmp_path, monkeypatch, capsys):
+    from lljax.inference import enhancer
+    monkeypatch.chdir(tmp_path)
+    opened = []
+
+    def load(path, seed):
+        opened.append((path, seed))
+        return brighten
+
+    monkeypatch.setattr(enhancer, "load", load)
+    flags = [*write_pairs(tmp_path / "eval15"), "--limit", "2", "--seed", "5"]
+    (tmp_path / "run").mkdir()
+    assert main(["evaluate.py", "--workdir", "run", *flags]) == 0
+    saved = json.loads((tmp_path / "run" / "eval_eval15" / "results.json").read_text())
+    assert saved["models"] == {"run": "run"} and saved["seed"] == 5 and saved["pictures"] == 2
+    expected = evaluate({"run": brighten}, make_pairs(2)).means("run")
+    assert saved["systems"]["run"]["psnr"]["mean"] == pytest.approx(expected["psnr"], rel=1e-12)
+    assert main(["evaluate.py", "--workdir", "run", "--weights", "w/b.safetensors", *flags,
+                 "--out", "elsewhere"]) == 0
+    saved = json.loads((tmp_path / "elsewhere" / "results.json").read_text())
+    assert list(saved["systems"])[:2] == ["run", "b"]
+    assert opened == [("run", 5), ("run", 5), ("w/b.safetensors", 5)]
+    assert "wrote elsewhere/results.json" in capsys.readouterr().out
+
+
 def test_the_command_takes_the_data_of_the_training(tmp_path, monkeypatch):
     from lljax.evaluation import evaluate as module
     low, high = write_pairs(tmp_path / "mine")[1::2]

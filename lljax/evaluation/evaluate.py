@@ -363,7 +363,7 @@ def _parser() -> _Parser:
     add("--workdir", action="append", default=[], metavar="W",
         help="folder of a training; may be repeated")
     add("--weights", action="append", default=[], metavar="FILE",
-        help="weights file; may be repeated")
+        help="weights file, or the name of one that comes with lljax; may be repeated")
     add("--source", help="demo | pairs (default: pairs with --low and --high, else what the "
         "workdir's config.eval says, else demo)")
     add("--low", metavar="DIR", help="pairs: folder of low-light pictures")
@@ -462,8 +462,11 @@ def main(argv: Sequence[str]) -> int:
     args = _parse(argv[1:])
     models = _row_names([*args.workdir, *args.weights])
     source, low, high = _data(args)
-    from lljax.data import sources  # after the flags: a typing error should not cost an import
+    import jax  # after the flags: a typing error should not cost the import
+
+    from lljax.data import sources
     from lljax.inference import enhancer
+
     pairs = sources.open(source, split=args.split, low=low, high=high)
     label = _label(source, args.split, low, high)
     systems = {name: enhancer.load(path, seed=args.seed) for name, path in models.items()}
@@ -471,7 +474,8 @@ def main(argv: Sequence[str]) -> int:
     out = args.out or os.path.join(single, f"eval_{label}")
     described = f"{low} and {high}" if source == "pairs" else f"{source} ({args.split})"
     results = evaluate(systems, pairs, out=out, limit=args.limit, progress=True, info={
-        "source": described, "seed": args.seed, "models": models, "command": shlex.join(argv)})
+        "source": described, "seed": args.seed, "models": models, "command": shlex.join(argv),
+        "device": jax.devices()[0].device_kind})
     print(table(results))
     print(f"\nwrote {os.path.join(out, 'results.json')} and {os.path.join(out, 'per_image.csv')}")
     return 0

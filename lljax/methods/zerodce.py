@@ -3,23 +3,23 @@
 Source: Guo, Li, Guo, Loy, Hou, Kwong, Cong: Zero-Reference Deep Curve Estimation for Low-Light
 Image Enhancement. CVPR 2020, arXiv:2001.06826. Official program: github.com/Li-Chongyi/Zero-DCE.
 
-|                | paper                         | official code                | lljax (preset)     |
-|----------------|-------------------------------|------------------------------|--------------------|
-| curve          | x + a x (1 - x)               | x + r (x^2 - x): r = -a      | code               |
-| spatial        | (|dY| - |dI|)^2, eq. 4        | (dY - dI)^2, black outside   | `form`: code       |
-| exposure       | |Y - E|, weight 1             | (Y - E)^2, weight 10         | `form`: code       |
-| colour         | sum of squares, weight 0.5    | root of sum of 4th powers, 5 | `form`: code, but  |
-|                |                               | (gradient NaN on grey)       | gradient 0 on grey |
-| smoothness     | (|d_x| + |d_y|)^2, mean over  | 2 (d_x^2 + d_y^2), summed    | `form`: code       |
-|                | the 8 maps, weight 20         | over 24 channels, weight 200 |                    |
-| training size  | 512 x 512                     | 256 x 256, aspect ignored    | 256 (paper: 512)   |
-| data           | 2,422 of SICE Part 1          | 2,002 of them published      | yours or the demo  |
-| optimiser      | Adam 1e-4, "default"          | + L2 1e-4, clip 0.1          | code (paper: none) |
-| epochs         | not stated                    | 200 set; file of epoch 99    | 50,050 steps = 200 |
-| initial values | N(0, 0.02), constant bias     | N(0, 0.02), torch's bias     | code               |
-| last batch     | not stated                    | may be smaller               | always full        |
-| extra terms    | -                             | Sa_Loss and perception_loss: | `saturation`,      |
-|                |                               | defined, unused              | `perceptual`: off  |
+|                | paper                      | official code                | lljax (preset)     |
+|----------------|----------------------------|------------------------------|--------------------|
+| curve          | x + a x (1 - x)            | x + r (x^2 - x): r = -a      | code               |
+| spatial        | (abs dY - abs dI)^2, eq. 4 | (dY - dI)^2, black outside   | `form`: code       |
+| exposure       | abs(Y - E), weight 1       | (Y - E)^2, weight 10         | `form`: code       |
+| colour         | sum of squares, weight 0.5 | root of sum of 4th powers, 5 | `form`: code, but  |
+|                |                            | (gradient NaN on grey)       | gradient 0 on grey |
+| smoothness     | (abs dx + abs dy)^2, mean  | 2 (dx^2 + dy^2), summed over | `form`: code       |
+|                | of the 8 maps, weight 20   | 24 channels, weight 200      |                    |
+| training size  | 512 x 512                  | 256 x 256, aspect ignored    | 256 (paper: 512)   |
+| data           | 2,422 of SICE Part 1       | 2,002 of them published      | yours or the demo  |
+| optimiser      | Adam 1e-4, "default"       | + L2 1e-4, clip 0.1          | code (paper: none) |
+| epochs         | not stated                 | 200 set, file of epoch 99    | 50,050 steps = 200 |
+| initial values | N(0, 0.02), constant bias  | N(0, 0.02), torch's bias     | code               |
+| last batch     | not stated                 | may be smaller               | always full        |
+| extra terms    | -                          | Sa_Loss and perception_loss: | `saturation`,      |
+|                |                            | defined, unused              | `perceptual`: off  |
 
 `config` selects the official program's side everywhere; the preset `paper` selects the paper's
 where the table names two.

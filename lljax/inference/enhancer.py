@@ -1,0 +1,295 @@
+"""Any method on pictures of any size and depth.
+
+A *local* method (`halo` pixels of sight) runs on overlapping tiles of a few fixed sizes: a tile at
+the picture's border sits exactly on it, so that networks pad with zeros where they would anyway,
+and a tile's inner edges lose `halo` pixels. Every pixel then equals that of the whole picture (to
+float rounding), mixed sizes compile a handful of programs, memory is bounded, and on a CPU the
+activations stay in the cache and one tile runs on each core. Other methods see the whole picture,
+padded to their `multiple`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from PIL import Image
+
+from lljax import images, weights
+from lljax import method as method_lib
+from lljax.errors import InputError, unknown
+
+# Sides of tiles in pixels, and what starting one costs beside its own pixels (as pixels of its
+# side). The CPU's were chosen by measurement: from 64 to 176 the time a pixel is nearly flat, above
+# it the activations leave the cache; these four keep tiles over mixed sizes within 30 % of no
+# overlap at all. An accelerator wants fewer and larger ones.
+_CPU_SIDES, _CPU_START = (64, 112, 144, 176), 4
+_ACCELERATOR_SIDES, _ACCELERATOR_START = (128, 256, 512, 768), 64
+_CPU_HALO = 8  # the sides suit a halo of at most this; a larger one scales them
+_SLACK = 1e-3  # floats may leave [0, 1] by so much: resampling rounds
+
+
+class _Span(NamedTuple):
+    """A tile along one axis: the network sees `side` pixels from `start`, `first`..`last` stay."""
+
+    start: int
+    side: int
+    first: int
+    last: int
+
+    def seen(self) -> slice:
+        """What the network sees, in the picture."""
+        return slice(self.start, self.start + self.side)
+
+    def kept(self, scale: int = 1) -> slice:
+        """What is kept, in the picture, `scale` times smaller."""
+        return slice(self.first // scale, self.last // scale)
+
+    def inner(self, scale: int = 1) -> slice:
+        """What is kept, in the tile, `scale` times smaller."""
+        return slice((self.first - self.start) // scale, (self.last - self.start) // scale)
+
+
+class _Tile(NamedTuple):
+    rows: _Span
+    columns: _Span
+
+
+class Enhancer:
+    """A method and its networks, ready for pictures.
+
+    Calling it enhances a picture. The pictures of a batch are enhanced one by one with the same
+    random key, so a picture's result does not depend on its neighbours.
+    """
+
+    def __init__(self, method: method_lib.Method, nets: dict[str, Any], seed: int = 0):
+        """Puts the networks on the default device; compiles nothing yet.
+
+        Args:
+          method: the method.
+          nets: network name -> variables.
+          seed: of what the method draws (diffusion noise); the same seed gives the same picture.
+        """
+        self.method = method
+        self._nets = jax.device_put(nets)
+        self._key = jax.random.key(seed)
+        self._network = jax.jit(self._maps, static_argnames="explain")
+        self._compiled: dict[tuple[int, int, bool], Any] = {}
+        self._lock = threading.Lock()
+        cpu = jax.default_backend() == "cpu"
+        # XLA leaves cores idle within one small tile, so as many tiles run as there are cores; on
+        # an accelerator two hide the copies behind the computation.
+        self._workers = min(_cores(), 16) if cpu else 2
+        self._start = _CPU_START if cpu else _ACCELERATOR_START
+        self._halo, self._sides = None, ()
+        if method.halo is not None:
+            self._halo = _up(method.halo, method.multiple)
+            scale = max(1, self._halo / _CPU_HALO)
+            self._sides = [_up(round(side * scale), method.multiple)
+                           for side in (_CPU_SIDES if cpu else _ACCELERATOR_SIDES)]
+
+    @property
+    def programs(self) -> int:
+        """Number of programs compiled so far."""
+        return len(self._compiled)
+
+    def __call__(self, image: Any) -> Any:
+        """Enhances a picture or a batch.
+
+        Args:
+          image: uint8, uint16 or float array (numpy or JAX) [H, W, 3] or [B, H, W, 3], floats in
+            [0, 1]; or a PIL image (as it lies in memory: no orientation tag is applied).
+
+        Returns:
+          The same type, dtype and size, floats clipped to [0, 1]. A PIL image stays grey if it
+          was and keeps its alpha; a palette becomes RGB or RGBA, CMYK becomes RGB.
+
+        Raises:
+          InputError: another shape or dtype, or floats outside [0, 1].
+        """
+        if isinstance(image, Image.Image):
+            picture = images.from_pil(image)
+            pixels = self._enhance(picture.pixels)
+            return images.to_pil(dataclasses.replace(picture, pixels=pixels))
+        pixels = _checked(image)
+        if pixels.ndim == 4:
+            result = np.stack([self._enhance(one) for one in pixels])
+        else:
+            result = self._enhance(pixels)
+        return jax.numpy.asarray(result) if isinstance(image, jax.Array) else result
+
+    def explain(self, image: Any) -> dict[str, np.ndarray]:
+        """The maps behind one enhanced picture.
+
+        Args:
+          image: one picture, as for a call.
+
+        Returns:
+          The method's maps and `enhanced`, raw and unclipped float32 [H, W, C]. Maps of a smaller
+          copy are as much smaller; what has no height and width is returned as it is.
+
+        Raises:
+          InputError: as for a call, or for a batch.
+        """
+        if isinstance(image, Image.Image):
+            pixels = images.from_pil(image).pixels
+        else:
+            pixels = _checked(image)
+        if pixels.ndim != 3:
+            raise InputError(f"explain takes one picture [H, W, 3], not shape {pixels.shape}")
+        height, width = pixels.shape[:2]
+        padded = self._pad(pixels)
+        maps: dict[str, np.ndarray] = {}
+        for tile, found in self._pieces(padded, explain=True):
+            for name, value in found.items():
+                scale = _scale(tile, value)
+                if scale is None:
+                    maps[name] = value
+                    continue
+                if name not in maps:
+                    size = (padded.shape[0] // scale, padded.shape[1] // scale)
+                    maps[name] = np.empty(size + value.shape[2:], np.float32)
+                maps[name][tile.rows.kept(scale), tile.columns.kept(scale)] = (
+                    value[tile.rows.inner(scale), tile.columns.inner(scale)])
+        for name, value in maps.items():
+            scale = value.ndim == 3 and padded.shape[0] // value.shape[0]
+            if scale:
+                maps[name] = images.crop(value, -(-height // scale), -(-width // scale))
+        return maps
+
+    def _enhance(self, pixels: np.ndarray) -> np.ndarray:
+        """[H, W, 3] of any accepted dtype -> the same, enhanced."""
+        padded = self._pad(pixels)
+        result = np.empty_like(padded)
+        for tile, found in self._pieces(padded, explain=False):
+            value = found["enhanced"][tile.rows.inner(), tile.columns.inner()]
+            if pixels.dtype.kind == "u":
+                value = images.to_uint(value, pixels.dtype)
+            else:
+                value = value.clip(0, 1)
+            result[tile.rows.kept(), tile.columns.kept()] = value
+        return np.ascontiguousarray(images.crop(result, *pixels.shape[:2]))
+
+    def _pad(self, pixels: np.ndarray) -> np.ndarray:
+        """Extends the sides to the method's multiple."""
+        height, width = pixels.shape[:2]
+        multiple = self.method.multiple
+        return images.pad(pixels, _up(height, multiple) - height, _up(width, multiple) - width)
+
+    def _pieces(self, pixels: np.ndarray,
+                explain: bool) -> Iterator[tuple[_Tile, dict[str, np.ndarray]]]:
+        """Runs the network over the tiles of [H, W, 3]; yields them with their maps [h, w, C]."""
+        rows, columns = (self._cover(length) for length in pixels.shape[:2])
+        program = self._program(rows[0].side, columns[0].side, explain)
+
+        def run(tile):
+            low = pixels[tile.rows.seen(), tile.columns.seen()]
+            low = images.to_float(low) if low.dtype.kind == "u" else low.astype(np.float32)
+            found = program(self._nets, low[None], self._key)
+            return {name: np.asarray(value)[0] for name, value in found.items()}
+
+        tiles = [_Tile(row, column) for row in rows for column in columns]
+        if len(tiles) == 1:
+            yield tiles[0], run(tiles[0])
+            return
+        with ThreadPoolExecutor(self._workers) as pool:
+            yield from zip(tiles, pool.map(run, tiles), strict=True)
+
+    def _cover(self, length: int) -> list[_Span]:
+        """Equal tiles over an axis, of the side that costs least."""
+        sides = [side for side in self._sides if side <= length]
+        if not sides:
+            return [_Span(0, length, 0, length)]
+        halo = self._halo
+
+        def count(side):
+            return 1 if side == length else -(-(length - 2 * halo) // (side - 2 * halo))
+
+        side = min(sides, key=lambda side: count(side) * (side + self._start))
+        spans, last = [], 0
+        for i in range(count(side)):
+            start = min(i * (side - 2 * halo), length - side)
+            first, end = last, start + side
+            last = length if end == length else end - halo
+            spans.append(_Span(start, side, first, last))
+        return spans
+
+    def _program(self, height: int, width: int, explain: bool) -> Any:
+        """The compiled network for tiles of a size."""
+        with self._lock:
+            size = (height, width, explain)
+            if size not in self._compiled:
+                low = jax.ShapeDtypeStruct((1, height, width, 3), np.float32)
+                self._compiled[size] = self._network.lower(
+                    self._nets, low, self._key, explain=explain).compile()
+            return self._compiled[size]
+
+    def _maps(self, nets, low, key, explain):
+        if explain:
+            return self.method.explain(nets, low, key)
+        return {"enhanced": self.method.enhance(nets, low, key)}
+
+
+def load(source: str | os.PathLike, seed: int = 0) -> Enhancer:
+    """Weights that come with lljax, a training's workdir or a weights file -> `Enhancer`.
+
+    Args:
+      source: a name of `list_weights()`, a folder, or a .safetensors file.
+      seed: as in `Enhancer`.
+
+    Raises:
+      InputError: none of these, or a damaged one.
+    """
+    source = os.fspath(source)
+    shipped = weights.shipped()
+    if source in shipped:
+        config, nets, _ = weights.load(shipped[source])
+    elif os.path.isdir(source):
+        from lljax import checkpoint  # Orbax is slow to import, and only trainings need it
+
+        config, nets = checkpoint.load_nets(source)
+    elif os.path.isfile(source):
+        config, nets, _ = weights.load(source)
+    else:
+        raise InputError(f"{unknown('weights', source, shipped)}; the workdir of a training or a "
+                         ".safetensors file will do too, but none lies there")
+    return Enhancer(method_lib.load(config), nets, seed)
+
+
+def _checked(image: Any) -> np.ndarray:
+    pixels = np.asarray(image)
+    if pixels.ndim not in (3, 4) or pixels.shape[-1] != 3 or 0 in pixels.shape:
+        raise InputError(f"a picture of shape {pixels.shape}; expected [H, W, 3] or [B, H, W, 3]")
+    if pixels.dtype in (np.uint8, np.uint16):
+        return pixels
+    if not np.issubdtype(pixels.dtype, np.floating):
+        raise InputError(f"a picture of dtype {pixels.dtype}; expected uint8, uint16 or a float")
+    low, high = float(pixels.min()), float(pixels.max())
+    if not (low >= -_SLACK and high <= 1 + _SLACK):
+        raise InputError(f"a float picture with values from {low:g} to {high:g}; expected [0, 1]")
+    return pixels.clip(0, 1)
+
+
+def _scale(tile: _Tile, value: np.ndarray) -> int | None:
+    """How many times smaller than its tile a map is; None for what is no map of the picture."""
+    if value.ndim != 3 or tile.rows.side % value.shape[0]:
+        return None
+    scale = tile.rows.side // value.shape[0]
+    return scale if value.shape[1] * scale == tile.columns.side else None
+
+
+def _up(length: int, multiple: int) -> int:
+    return -(-length // multiple) * multiple
+
+
+def _cores() -> int:
+    """Cores this process may use (a launcher may have pinned it to a few)."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

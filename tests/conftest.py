@@ -1,0 +1,28 @@
+"""What every test file may use."""
+
+import atexit
+import os
+import pathlib
+import shutil
+import tempfile
+
+import pytest
+
+# One compilation cache for the session and the processes it starts: never the user's, and set
+# before JAX is imported.
+_CACHE = tempfile.mkdtemp(prefix="lljax-tests-")
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _CACHE
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+    """Folder of recorded outputs of the official programs: LLJAX_SHARED, or ../shared."""
+    root = pathlib.Path(__file__).resolve().parents[1]
+    folder = pathlib.Path(os.environ.get("LLJAX_SHARED", root.parent / "shared"))
+    if not (folder / "reference").is_dir():
+        pytest.skip(f"no recorded outputs of the official programs: {folder}/reference is absent "
+                    "(set LLJAX_SHARED)")
+    return folder

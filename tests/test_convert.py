@@ -1,0 +1,180 @@
+"""Official checkpoints to weights files: round trip, names, shapes, files that hold code."""
+
+import hashlib
+import os
+import pickle
+import sys
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from lljax import convert, layers, method, weights
+from lljax.errors import InputError
+
+
+def official(seed=0):
+    """A checkpoint as the official program names it, with random values."""
+    random, tensors = np.random.RandomState(seed), {}
+    for i, (cin, cout) in enumerate([(3, 32), (32, 32), (32, 32), (32, 32), (64, 32), (64, 32),
+                                     (64, 24)], 1):
+        tensors[f"e_conv{i}.weight"] = random.standard_normal((cout, cin, 3, 3)) / 50
+        tensors[f"e_conv{i}.bias"] = random.standard_normal(cout) / 50
+    return {name: value.astype(np.float32) for name, value in tensors.items()}
+
+
+@pytest.fixture
+def torch():
+    return pytest.importorskip("torch", reason="writes PyTorch files")
+
+
+def forward(torch, tensors, picture):
+    """Curves by PyTorch, from its own layout: the converted network must give these."""
+    f = torch.nn.functional
+    t = {name: torch.from_numpy(value) for name, value in tensors.items()}
+
+    def conv(i, *x):
+        return f.conv2d(torch.cat(x, 1), t[f"e_conv{i}.weight"], t[f"e_conv{i}.bias"], padding=1)
+
+    x = [torch.from_numpy(picture).permute(0, 3, 1, 2)]
+    for i in range(1, 5):
+        x.append(f.relu(conv(i, x[-1])))
+    x.append(f.relu(conv(5, x[3], x[4])))
+    x.append(f.relu(conv(6, x[2], x[5])))
+    return torch.tanh(conv(7, x[1], x[6])).permute(0, 2, 3, 1).numpy()
+
+
+@pytest.mark.parametrize("layout", ["plain", "data parallel", "nested"])
+def test_round_trip_through_pytorch(layout, torch, tmp_path):
+    tensors = official()
+    content = {k: torch.from_numpy(v) for k, v in tensors.items()}
+    if layout == "data parallel":
+        content = {f"module.{k}": v for k, v in content.items()}
+    if layout == "nested":
+        content = {"state_dict": content, "epoch": 3}
+    source, out = tmp_path / "Epoch99.pth", tmp_path / "out.safetensors"
+    torch.save(content, source)
+    convert.convert("zerodce", [str(source)], str(out))
+
+    config, nets, card = weights.load(str(out))
+    assert config.method == "zerodce"
+    assert card["source"] == [{"file": "Epoch99.pth",
+                               "sha256": hashlib.sha256(source.read_bytes()).hexdigest()}]
+    assert card["licence"] == "converted; the licence of the original applies"
+    picture = np.random.RandomState(1).uniform(size=(1, 13, 17, 3)).astype(np.float32)
+    curves = method.load(config).estimate(nets, picture, jax.random.key(0))["curves"]
+    np.testing.assert_allclose(curves, forward(torch, tensors, picture), atol=1e-6)
+
+
+def written(tmp_path, tensors, name="in.safetensors"):
+    save_file(tensors, tmp_path / name)
+    return str(tmp_path / name)
+
+
+def refusal(tmp_path, *paths):
+    out = tmp_path / "out.safetensors"
+    with pytest.raises(InputError) as error:
+        convert.convert("zerodce", paths, str(out))
+    assert not out.exists() and "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_several_files_make_one_network(tmp_path):
+    tensors = official()
+    halves = [{k: v for k, v in tensors.items() if k.endswith(part)} for part in ("weight", "bias")]
+    paths = [written(tmp_path, half, f"{i}.safetensors") for i, half in enumerate(halves)]
+    convert.convert("zerodce", paths, str(tmp_path / "out.safetensors"))
+    _, nets, card = weights.load(str(tmp_path / "out.safetensors"))
+    np.testing.assert_array_equal(nets["curve"]["params"]["conv3"]["kernel"],
+                                  tensors["e_conv3.weight"].transpose(2, 3, 1, 0))
+    assert [s["file"] for s in card["source"]] == ["0.safetensors", "1.safetensors"]
+
+
+def test_one_name_in_two_files_is_refused(tmp_path):
+    path = written(tmp_path, official())
+    assert "'e_conv1.bias' (and 13 more)" in refusal(tmp_path, path, path)
+
+
+def test_unknown_and_missing_keys_are_listed(tmp_path):
+    tensors = official()
+    tensors["e_conv8.weight"] = tensors.pop("e_conv2.weight")
+    tensors["extra"] = np.zeros(1, np.float32)
+    message = refusal(tmp_path, written(tmp_path, tensors))
+    assert "unknown keys: e_conv8.weight, extra" in message
+    assert "missing keys: e_conv2.weight" in message
+
+
+def test_counters_of_batches_are_left_out(tmp_path):
+    tensors = official() | {"bn.num_batches_tracked": np.zeros((), np.int64)}
+    convert.convert("zerodce", [written(tmp_path, tensors)], str(tmp_path / "out.safetensors"))
+    assert set(weights.load(str(tmp_path / "out.safetensors"))[1]) == {"curve"}
+
+
+def test_wrong_shapes_are_listed(tmp_path):
+    tensors = official()
+    tensors["e_conv7.bias"] = np.zeros(3, np.float32)
+    message = refusal(tmp_path, written(tmp_path, tensors))
+    assert "curve/params/conv7/bias (3,) instead of (24,)" in message
+
+
+def test_an_existing_file_is_kept_unless_told(tmp_path):
+    source, out = written(tmp_path, official()), tmp_path / "out.safetensors"
+    out.write_text("precious")
+    with pytest.raises(InputError, match="exists"):
+        convert.convert("zerodce", [source], str(out))
+    assert out.read_text() == "precious"
+    convert.convert("zerodce", [source], str(out), overwrite=True)
+    assert set(weights.load(str(out))[1]) == {"curve"}
+
+
+class _Payload:
+    """Unpickled by a careless reader, it makes a folder."""
+
+    def __init__(self, path):
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def test_a_file_with_code_is_refused_and_not_run(torch, tmp_path):
+    payload = _Payload(tmp_path / "made by the file")
+    torch.save({"e_conv1.weight": payload}, tmp_path / "bad.pth")
+    assert "refused" in refusal(tmp_path, str(tmp_path / "bad.pth"))
+    (tmp_path / "bare.pth").write_bytes(pickle.dumps(payload))
+    assert "refused" in refusal(tmp_path, str(tmp_path / "bare.pth"))
+    assert not (tmp_path / "made by the file").exists()
+
+
+@pytest.mark.parametrize("content", [b"", b"text", b"\x80\x04N.", b"PK\x03\x04broken"])
+def test_damaged_files_are_refused(content, torch, tmp_path):
+    (tmp_path / "damaged.pth").write_bytes(content)
+    assert "damaged.pth" in refusal(tmp_path, str(tmp_path / "damaged.pth"))
+
+
+def test_other_files_are_refused(torch, tmp_path):
+    torch.save([torch.zeros(3)], tmp_path / "list.pth")
+    assert "holds no dict of named tensors" in refusal(tmp_path, str(tmp_path / "list.pth"))
+    assert "no file" in refusal(tmp_path, str(tmp_path / "absent.pth"))
+
+
+def test_without_pytorch_the_fix_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch", None)
+    (tmp_path / "a.pth").write_bytes(b"anything")
+    assert "pip install 'lljax[torch]'" in refusal(tmp_path, str(tmp_path / "a.pth"))
+
+
+def test_the_real_checkpoint(shared, torch, tmp_path):
+    source = str(shared / "data/weights/zero_dce/Epoch99.pth")
+    convert.convert("zerodce", [source], str(tmp_path / "out.safetensors"))
+    _, nets, card = weights.load(str(tmp_path / "out.safetensors"))
+    assert card["source"][0]["sha256"].startswith("a4395acb")
+    theirs = layers.read_tensors(source)["e_conv5.weight"]
+    np.testing.assert_array_equal(nets["curve"]["params"]["conv5"]["kernel"],
+                                  theirs.transpose(2, 3, 1, 0))
+
+
+def test_an_unknown_method_names_the_known(tmp_path):
+    with pytest.raises(InputError, match="zerodce"):
+        convert.convert("zerodec", [written(tmp_path, official())], str(tmp_path / "o.safetensors"))
