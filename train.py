@@ -1,4 +1,7 @@
-"""Trains a method: python train.py --config configs/zerodce.py --workdir runs/a [--config.key=value ...]"""
+"""Trains a method.
+
+python train.py --config configs/zerodce.py[:preset,...] --workdir runs/a [--config.key=value ...]
+"""
 
 from lljax import parallel
 from lljax.config import parse

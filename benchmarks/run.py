@@ -34,6 +34,7 @@ def lljax_side(pipe, threads):
     os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "")
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:threads])
     import jax
+
     from lljax import config as config_lib
     from lljax import method as method_lib
     from lljax import parallel
@@ -112,11 +113,12 @@ def pipeline_share(threads, steps):
     import tempfile
 
     import jax
+    from PIL import Image
+
     from lljax import config as config_lib
     from lljax import method as method_lib
     from lljax import parallel
     from lljax.data import pipeline
-    from PIL import Image
     config = config_lib.default("zerodce")
     method = method_lib.load(config)
     step = parallel.pmap(lambda s, b, w: method.train_step(

@@ -12,12 +12,12 @@ Hardware and wall time: not yet measured at full length.
 Score: not yet measured at full length.
 """
 
-from lljax.configs import common
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
 from lljax import optim
 from lljax.config import apply_presets
+from lljax.configs import common
 
 # What the default config already says, by name: 200 epochs of 2,002 pictures at batch size 8 (the
 # released file is of epoch 99, half of that).

@@ -63,7 +63,8 @@ def _check_config_file(argv: Sequence[str]) -> None:
         value = match.group(1) or (argv[i + 1] if i + 1 < len(argv) else "")
         path = value.split(":")[0]
         if not os.path.isfile(path):
-            raise InputError(f"--config: no file {path!r}; the shipped ones are configs/<method>.py")
+            raise InputError(f"--config: no file {path!r}; those that come with lljax are "
+                             "configs/<method>.py")
 
 
 def _one_line(error: Exception) -> str:

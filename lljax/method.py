@@ -172,9 +172,9 @@ class Method:
         if micro == -1:
             micro = 1 if jax.default_backend() == "cpu" else size
         if micro < 1 or size % micro:
-            raise InputError(f"config.phase.{phase}.microbatch is {config.microbatch}, which does not divide "
-                             f"the {size} images of one device; choose a divisor, 0 for all, or "
-                             "-1 for one image on CPU and all elsewhere")
+            raise InputError(f"config.phase.{phase}.microbatch is {config.microbatch}, which does "
+                             f"not divide the {size} images of one device; choose a divisor, 0 "
+                             "for all, or -1 for one image on CPU and all elsewhere")
         if micro >= size:
             grads, (scalars, aux) = grad_fn(params, batch)
             aux = dict(aux or {})
@@ -183,7 +183,7 @@ class Method:
         grads, scalars = parallel.psum((grads, scalars))
 
         value = scalars[f"total/{net}"]
-        scalars[f"grad_norm/{net}"] = optax.global_norm(grads)
+        scalars[f"grad_norm/{net}"] = optax.tree.norm(grads)
         changes, opt = self.optimizer(phase, net).update(grads, state.opt[net], params, value=value)
         params = optax.apply_updates(params, changes)
         variables = {**state.nets[net], "params": params}

@@ -85,15 +85,26 @@ def test_weights_are_traced_and_terms_are_logged_raw():
         raw.append(float(scalars["loss/match"]))
         assert float(scalars["total/gain"]) == pytest.approx(weight * raw[-1])
     assert len(set(raw)) == 1
-    assert step.compiled._cache_size() == 1
+
+
+def compilations():
+    """A list that grows by one at every compilation from now on."""
+    seen = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: seen.append(name) if "backend_compile" in name else None)
+    return seen
 
 
 def test_state_is_equal_on_all_devices_and_one_program_serves_all_steps():
     method, state = start()
-    step = step_fn(method, "first")
-    for number in range(3):
-        state, _ = step(state, batch(seed=number), method.weights())
-    assert step.compiled._cache_size() == 1
+    step, compiled = step_fn(method, "first"), compilations()
+    state, _ = step(state, batch(), method.weights() | {"l1": np.float32(1)})
+    assert compiled
+    compiled.clear()
+    for number, weight in enumerate((1.0, 0.0, 2.0)):
+        weights = method.weights() | {"l1": np.float32(weight)}
+        state, _ = step(state, batch(seed=number), weights)
+    assert not compiled, "a second compilation: the state was placed differently"
     for leaf in jax.tree.leaves(state):
         shards = [np.asarray(shard.data) for shard in leaf.addressable_shards]
         assert len(shards) == jax.local_device_count()

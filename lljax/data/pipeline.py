@@ -19,11 +19,7 @@ AUGMENTATIONS = ("none", "flip", "dihedral")
 
 
 class Data:
-    """The training data of a run.
-
-    Attributes:
-      skipped: number of broken records met so far.
-    """
+    """The training data of a run."""
 
     def __init__(self, config: ConfigDict, report=print):
         if config.augment not in AUGMENTATIONS:
@@ -40,6 +36,7 @@ class Data:
 
     @property
     def skipped(self) -> int:
+        """Number of broken records met so far."""
         return sum(len(getattr(table.records, "skipped", ())) for table in self._tables)
 
     def __len__(self) -> int:

@@ -22,16 +22,19 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
 from lljax.errors import InputError, unknown
+from lljax.evaluation import report
 from lljax.evaluation.baselines import BASELINES
 from lljax.evaluation.metrics import METRICS, Metric, check
 
 System = Callable[[np.ndarray], np.ndarray]
 RESAMPLES = 10_000
 BOOTSTRAP_SEED = 0
+SHOWN = 6  # pictures on the contact sheet
 LISTED = 20  # bad pictures named in full in one error
 
 
@@ -155,7 +158,7 @@ def evaluate(systems: Mapping[str, System], pairs: Sequence[Mapping[str, Any]], 
     Args:
       systems: name -> uint8 [H, W, 3] -> uint8 [H, W, 3].
       pairs: [i] gives {"name": str, "low": uint8 [H, W, 3], "high": the same size}.
-      out: folder for results.json and per_image.csv; None to write nothing.
+      out: folder for results.json, results.md and per_image.csv; None to write nothing.
       limit: only the first so many pairs; 0 for all.
       baselines: whether the baselines get rows too.
       progress: whether to show a progress bar on a terminal.
@@ -233,9 +236,11 @@ def _score(name: str, system: System, pair: Mapping[str, Any],
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides the numbers."""
-    packages = ("lljax", "jax", "jaxlib", "flax", "numpy", "scipy", "pillow")
+    """Versions of what decides the numbers, and the devices."""
+    packages = ("lljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy",
+                "pillow")
     return {"python": platform.python_version(), "platform": platform.platform(),
+            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             **{name: importlib.metadata.version(name) for name in packages}}
 
 
@@ -269,14 +274,15 @@ def to_csv(results: Results) -> str:
 
 
 def write(results: Results, out: str) -> None:
-    """Writes per_image.csv and results.json into the folder `out`, each whole or not at all.
+    """Writes per_image.csv, results.json and results.md into `out`, each whole or not at all.
 
     Raises:
       InputError: the folder cannot be made or written to.
     """
     try:
         os.makedirs(out, exist_ok=True)
-        for name, text in (("per_image.csv", to_csv(results)), ("results.json", to_json(results))):
+        for name, text in (("per_image.csv", to_csv(results)), ("results.json", to_json(results)),
+                           ("results.md", markdown(results) + "\n")):
             _replace(os.path.join(out, name), text)
     except OSError as error:
         raise InputError(f"cannot write results into {out!r}: {error.strerror}") from error
@@ -358,7 +364,8 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> _Parser:
     parser = _Parser(
         prog="evaluate.py", allow_abbrev=False, description="Score trained systems and the "
-        "baselines on pictures with references; writes results.json and per_image.csv.")
+        "baselines on pictures with references; writes results.json, results.md, "
+        "per_image.csv and contact_sheet.png.")
     add = parser.add_argument
     add("--workdir", action="append", default=[], metavar="W",
         help="folder of a training; may be repeated")
@@ -476,6 +483,11 @@ def main(argv: Sequence[str]) -> int:
     results = evaluate(systems, pairs, out=out, limit=args.limit, progress=True, info={
         "source": described, "seed": args.seed, "models": models, "command": shlex.join(argv),
         "device": jax.devices()[0].device_kind})
+    shown = [pairs[i] for i in report.spread(len(results.names), SHOWN)]
+    report.write_png(os.path.join(out, "contact_sheet.png"), report.contact_sheet({
+        "low": [pair["low"] for pair in shown],
+        **{name: [system(pair["low"]) for pair in shown] for name, system in systems.items()},
+        "reference": [pair["high"] for pair in shown]}))
     print(table(results))
-    print(f"\nwrote {os.path.join(out, 'results.json')} and {os.path.join(out, 'per_image.csv')}")
+    print(f"\nwrote results.json, results.md, per_image.csv and contact_sheet.png to {out}")
     return 0

@@ -40,6 +40,11 @@ def contact_sheet(columns: Mapping[str, Sequence[np.ndarray]], width: int = 320)
     return np.asarray(sheet)
 
 
+def spread(count: int, shown: int) -> list[int]:
+    """At most `shown` indices spread evenly over range(count)."""
+    return sorted({i * count // min(shown, count) for i in range(min(shown, count))})
+
+
 def write_png(path: str, picture: np.ndarray) -> None:
     """Writes uint8 [H, W, 3] as a PNG."""
     Image.fromarray(picture).save(path, "PNG")

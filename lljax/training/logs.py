@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import json
 import os
-import platform
 import shlex
 import sys
 import time
@@ -21,8 +19,7 @@ from ml_collections import ConfigDict
 from tensorboardX import SummaryWriter
 
 from lljax import config as config_lib
-
-PACKAGES = ("lljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "pillow")
+from lljax.evaluation import evaluate
 
 
 def averages(rows: Sequence[Mapping[str, np.ndarray]]) -> dict[str, float]:
@@ -66,7 +63,8 @@ class Log:
         now = datetime.datetime.now().astimezone().isoformat(timespec="seconds")
         self._write("config.json", config_lib.to_json(config))
         self._write("command.txt", f"{now} {shlex.join(sys.argv)}\n", "a")
-        self._write("versions.txt", versions())
+        self._write("versions.txt", "".join(
+            f"{name} {version}\n" for name, version in evaluate.versions().items()))
         self._metrics = os.path.join(workdir, "metrics.jsonl")
         self._take_back(step)
         self._events = SummaryWriter(workdir, purge_step=step + 1 if step else None)
@@ -121,11 +119,3 @@ class Log:
             count = parameter_overview.count_parameters(net["params"])
             role = "trained" if name in trained else "frozen"
             self.say(f"{phase}: network {name}, {count:,} parameters, {role}")
-
-
-def versions() -> str:
-    """Versions of Python and of the packages that decide the numbers, a line each."""
-    lines = [f"python {platform.python_version()}", f"platform {platform.platform()}"]
-    lines += [f"{name} {importlib.metadata.version(name)}" for name in PACKAGES]
-    lines += [f"devices {jax.device_count()} x {jax.devices()[0].device_kind}"]
-    return "\n".join(lines) + "\n"

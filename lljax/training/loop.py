@@ -16,7 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from lljax import checkpoint, config as config_lib, optim, parallel
+from lljax import checkpoint, optim, parallel
+from lljax import config as config_lib
 from lljax import method as method_lib
 from lljax.data import pipeline, sources
 from lljax.errors import InputError, Stopped, unknown
