@@ -43,6 +43,10 @@ class Checkpoints:
         if best:
             keepers.append(policy.BestN(get_metric_fn=score, n=1,
                                         keep_checkpoints_without_metrics=False))
+        folder = os.path.abspath(os.path.join(workdir, "checkpoints"))
+        self._writes = not read_only and jax.process_index() == 0
+        if self._writes:
+            os.makedirs(folder, exist_ok=True)
         # Orbax would wait for every process at a barrier; the state is the same in all of them, so
         # the first one writes and each reads by itself.
         process = jax.process_index()
@@ -51,13 +55,11 @@ class Checkpoints:
             barrier_sync_key_prefix=f"process_{process}") if jax.process_count() > 1 else (
                 ocp.options.MultiprocessingOptions())
         self._manager = ocp.CheckpointManager(
-            os.path.abspath(os.path.join(workdir, "checkpoints")),
-            item_names=("state", "meta"),
+            folder, item_names=("state", "meta"),
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=policy.AnyPreservationPolicy(keepers),
-                best_fn=score if best else None, create=not read_only and process == 0,
-                read_only=read_only or process != 0, multiprocessing_options=alone))
-        self._writes = not read_only and process == 0
+                best_fn=score if best else None, create=False, read_only=not self._writes,
+                multiprocessing_options=alone))
 
     def __enter__(self) -> Checkpoints:
         return self

@@ -158,6 +158,9 @@ class Method:
 
         def objective(params, part):
             terms, aux = loss_fn(params, part)
+            if not terms:
+                raise InputError(f"every loss term of network {net!r} is disabled; enable at "
+                                 "least one in config.loss")
             if missing := set(terms) - set(weights):
                 raise InputError(f"network {net!r} returns the loss terms {sorted(missing)}, which "
                                  f"config.loss does not enable (enabled: {sorted(weights)})")

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -98,7 +99,7 @@ def test_sigterm_saves_and_exits_75_and_the_same_command_goes_on(whole, tmp_path
     assert process.returncode == 75, out + err
     assert "saved at step" in err and "Traceback" not in err
     steps = int(err.split("saved at step ")[1].split(",")[0])
-    assert final(tmp_path / "run")[".step" if False else "['step']"] == steps
+    assert final(tmp_path / "run")["['step']"] == steps
     # Went on and ended, it equals a run that was never interrupted.
     end = steps - STEPS + 2
     flags = [f"--config.phase.second.steps={end}"]
@@ -161,9 +162,9 @@ def test_losses_that_are_not_finite_stop_with_step_term_and_files(tmp_path):
     config.phase.first.steps = 20
     with pytest.raises(Stopped) as stopped:
         fit(config, str(tmp_path / "nan"))
-    text = str(stopped.value)
-    assert stopped.value.code == 1 and "at step" in text and "batch: " in text and ".jpg" in text \
-        or "/" in text
+    assert stopped.value.code == 1
+    assert re.match(r"(loss/l1|total/base|grad_norm/base) is (nan|inf) at step \d+; its batch: "
+                    r"(\w+_(evening|lamp|candle|night)(, |\. )){8}", str(stopped.value))
     assert all(np.isfinite(value).all() for value in final(tmp_path / "nan").values())
 
 
@@ -174,12 +175,10 @@ def test_a_network_can_come_from_another_run(whole, tmp_path):
     config.loss.l1.enabled = False
     fit(config, str(tmp_path / "borrowed"))
     mine, theirs = final(tmp_path / "borrowed"), final(whole)
-    kernel = "['nets']['base']['params']['Conv_0']['kernel']"
-    averaged = "['ema']['base']['Conv_0']['kernel']"
-    with checkpoint.Checkpoints(str(whole), read_only=True) as saved:
-        state = saved.raw(saved.latest())
-    expected = theirs.get(averaged, np.asarray(state["nets"]["base"]["params"]["Conv_0"]["kernel"]))
-    np.testing.assert_array_equal(mine[kernel], expected)
+    names = [name for name in theirs if name.startswith("['nets']['base']")]
+    assert names
+    for name in names:
+        np.testing.assert_array_equal(mine[name], theirs[name])
 
 
 def test_a_new_run_continues_another_runs_checkpoint(whole, tmp_path):

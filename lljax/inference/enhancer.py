@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 from PIL import Image
 
 from lljax import images, weights
@@ -93,6 +94,10 @@ class Enhancer:
             scale = max(1, self._halo / _CPU_HALO)
             self._sides = [_up(round(side * scale), method.multiple)
                            for side in (_CPU_SIDES if cpu else _ACCELERATOR_SIDES)]
+
+    def use(self, nets: dict[str, Any]) -> None:
+        """Replaces the networks by others of the same shapes; nothing is compiled anew."""
+        self._nets = jax.device_put(nets)
 
     @property
     def programs(self) -> int:
@@ -236,29 +241,38 @@ class Enhancer:
         return {"enhanced": self.method.enhance(nets, low, key)}
 
 
-def load(source: str | os.PathLike, seed: int = 0) -> Enhancer:
-    """Weights that come with lljax, a training's workdir or a weights file -> `Enhancer`.
+def read(source: str | os.PathLike) -> tuple[ConfigDict, dict[str, Any]]:
+    """Config and networks of weights that come with lljax, a training's workdir or a weights file.
 
     Args:
       source: a name of `list_weights()`, a folder, or a .safetensors file.
-      seed: as in `Enhancer`.
 
     Raises:
       InputError: none of these, or a damaged one.
     """
     source = os.fspath(source)
     shipped = weights.shipped()
-    if source in shipped:
-        config, nets, _ = weights.load(shipped[source])
-    elif os.path.isdir(source):
+    if os.path.isdir(source):
         from lljax import checkpoint  # Orbax is slow to import, and only trainings need it
 
-        config, nets = checkpoint.load_nets(source)
-    elif os.path.isfile(source):
-        config, nets, _ = weights.load(source)
-    else:
-        raise InputError(f"{unknown('weights', source, shipped)}; the workdir of a training or a "
-                         ".safetensors file will do too, but none lies there")
+        return checkpoint.load_nets(source)
+    if source in shipped or os.path.isfile(source):
+        return weights.load(shipped.get(source, source))[:2]
+    raise InputError(f"{unknown('weights', source, shipped)}; the workdir of a training or a "
+                     ".safetensors file will do too, but none lies there")
+
+
+def load(source: str | os.PathLike, seed: int = 0) -> Enhancer:
+    """An `Enhancer` of what `read` reads.
+
+    Args:
+      source: a name of `list_weights()`, a folder, or a .safetensors file.
+      seed: as in `Enhancer`.
+
+    Raises:
+      InputError: as `read`.
+    """
+    config, nets = read(source)
     return Enhancer(method_lib.load(config), nets, seed)
 
 

@@ -22,7 +22,7 @@ from lljax import method as method_lib
 from lljax.data import pipeline, sources
 from lljax.errors import InputError, Stopped, unknown
 from lljax.evaluation import evaluate, report
-from lljax.inference.enhancer import Enhancer
+from lljax.inference import enhancer
 from lljax.method import Method, State
 from lljax.training import logs
 
@@ -109,8 +109,7 @@ def _new(config: ConfigDict, method: Method) -> dict[str, Any]:
 
 def _borrowed(path: str, net: str, own: Any) -> Any:
     """One network's variables from a workdir or a weights file, of the shapes of `own`."""
-    from lljax.inference.enhancer import read
-    _, nets = read(path)
+    _, nets = enhancer.read(path)
     if net not in nets:
         raise InputError(f"config.init.{net}: {path!r} has the networks {sorted(nets)}")
     shapes, theirs = (jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (own, nets[net]))
@@ -180,6 +179,7 @@ class _Training:
 
     def run(self, start: _Start) -> State:
         config = self.config
+        self.enhance = None
         self.data = pipeline.Data(config.data, report=self.log.say)
         self.weights = self.method.weights()
         self.pairs = self._pairs()
@@ -312,12 +312,13 @@ class _Training:
         self.log.say(logs.line(record, self.total, (self.total - offset - done) / rate))
         window.clear()
 
-    def _enhancer(self, state: State) -> Enhancer:
+    def _enhancer(self, state: State) -> enhancer.Enhancer:
+        """The networks as they stand, in one enhancer for the whole run: it compiles once."""
         nets = jax.device_get(state.averaged())
-        if not hasattr(self, "_eval_enhancer"):
-            self._eval_enhancer = Enhancer(self.method, nets, seed=self.config.seed)
-        self._eval_enhancer.nets = nets
-        return self._eval_enhancer
+        if self.enhance is None:
+            self.enhance = enhancer.Enhancer(self.method, nets, seed=self.config.seed)
+        self.enhance.use(nets)
+        return self.enhance
 
     def _evaluate(self, state: State, step: int) -> dict[str, float] | None:
         if not self.log.writes:
