@@ -90,8 +90,8 @@ def read(path: str | os.PathLike) -> Picture:
     try:
         if os.path.getsize(path) == 0:
             raise InputError(f"{path}: the file is empty")
-        with Image.open(path, formats=[*set(FORMATS.values()), "MPO"]) as im:
-            # MPO is a camera's JPEG with previews behind it; its first frame is the picture.
+        with Image.open(path, formats=sorted(set(FORMATS.values()))) as im:
+            # MPO is a JPEG with a camera's extras behind it; its first frame is the picture.
             if im.format != "MPO" and getattr(im, "n_frames", 1) > 1:
                 raise InputError(f"{path}: has {im.n_frames} frames or pages, and all but the "
                                  "first would be lost; split it into single pictures first")

@@ -1,0 +1,309 @@
+"""The `lljax` command. Heavy imports wait inside the commands, so that --help is quick."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import NoReturn
+
+from lljax import errors
+from lljax.errors import InputError
+
+
+def entry() -> None:
+    """The console entry point."""
+    errors.run(main)
+
+
+def main(argv: Sequence[str]) -> int:
+    """Runs one command.
+
+    Args:
+      argv: program name, command, arguments.
+
+    Returns:
+      Exit code: 0 done, 1 some files failed.
+
+    Raises:
+      InputError: a mistake in the arguments, found before any work (exit code 2).
+    """
+    parser, commands = _parser()
+    arguments = list(argv[1:])
+    if arguments and not arguments[0].startswith("-"):
+        if arguments[0] not in commands:
+            raise errors.unknown("command", arguments[0], commands)
+        _check_flags(arguments[1:], commands[arguments[0]])
+    elif arguments:
+        _check_flags(arguments, parser)
+    options = parser.parse_args(arguments)
+    if options.run is None:
+        parser.print_help()
+        return 0
+    return options.run(options)
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose errors are InputErrors, and that knows the names of its flags."""
+
+    def __init__(self, *args, **kwargs):
+        self.flags: list[str] = []
+        super().__init__(*args, allow_abbrev=False, **kwargs)
+
+    def add_argument(self, *args, **kwargs):
+        action = super().add_argument(*args, **kwargs)
+        self.flags += action.option_strings
+        return action
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see {self.prog} --help)")
+
+
+def _parser() -> tuple[_Parser, dict[str, _Parser]]:
+    parser = _Parser("lljax", description="Low-light image enhancement: train, evaluate, use.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    parser.set_defaults(run=None)
+    subparsers = parser.add_subparsers(metavar="COMMAND", parser_class=_Parser)
+    commands = {}
+
+    def command(name, run, text):
+        commands[name] = subparsers.add_parser(name, help=text, description=text)
+        commands[name].set_defaults(run=run)
+        return commands[name]
+
+    add = command("enhance", _enhance, "Enhance pictures: files, or folders with their tree. Each "
+                  "keeps its name, size and format.").add_argument
+    add("inputs", nargs="+", metavar="IN", help="picture files and folders")
+    add("-o", "--output", required=True, metavar="OUT",
+        help="output folder (for one input file also an output file)")
+    add("--model", metavar="NAME|WORKDIR|FILE", help="name from `lljax models`, workdir of a "
+        "training, or .safetensors file; default: the first of `lljax models`")
+    add("--overwrite", action="store_true", help="replace existing outputs")
+    add("--quiet", action="store_true", help="no progress bar")
+
+    command("models", _models, "List the methods, and the weights that come with lljax.")
+
+    add = command("convert", _convert,
+                  "Turn a published checkpoint into a weights file.").add_argument
+    add("method", metavar="METHOD", help="its method (see `lljax models`)")
+    add("files", nargs="+", metavar="FILE", help="the checkpoint's files")
+    add("-o", "--output", required=True, metavar="OUT.safetensors", help="file to write")
+
+    command("doctor", _doctor, "Show versions, devices and the compilation cache.")
+    return parser, commands
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser, namespace, values, option_string=None):
+        import lljax
+        print(f"lljax {lljax.__version__}")
+        parser.exit()
+
+
+def _check_flags(arguments: Sequence[str], parser: _Parser) -> None:
+    """argparse would name a missing argument before a misspelt flag, and suggests nothing."""
+    for argument in arguments:
+        if argument == "--":
+            return
+        flag = argument.split("=")[0] if argument.startswith("--") else argument[:2]
+        if flag.startswith("-") and len(flag) > 1 and flag not in parser.flags:
+            raise errors.unknown("option", argument.split("=")[0], parser.flags)
+
+
+def _enhance(options: argparse.Namespace) -> int:
+    start = time.perf_counter()
+    jobs, failed = _plan(options.inputs, options.output, options.overwrite)
+    from lljax import weights
+    model = options.model or next(iter(weights.shipped()), None)
+    if model is None:
+        raise InputError("no weights come with this version of lljax: give --model a workdir of a "
+                         "training or a .safetensors file (see `lljax convert`)")
+    _use_compilation_cache()
+    from lljax.inference import enhancer as enhancer_lib
+    enhancer = enhancer_lib.load(model)
+    from PIL import Image
+    from tqdm import tqdm
+    # Pillow warns of large pictures at half the size at which it refuses them.
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+    done = 0
+    with tqdm(total=len(jobs), unit="picture", file=sys.stderr, leave=False,
+              disable=options.quiet or not sys.stderr.isatty()) as bar:
+        for message in failed:
+            bar.write(f"error: {message}", file=sys.stderr)
+        for _, error in _run(enhancer, jobs):
+            bar.update()
+            if error is None:
+                done += 1
+            else:
+                failed.append(error)
+                bar.write(f"error: {error}", file=sys.stderr)
+    print(f"{done} enhanced, {len(failed)} failed; in {options.output}; "
+          f"{time.perf_counter() - start:.1f} s")
+    return 1 if failed else 0
+
+
+def _plan(inputs: Sequence[str], output: str,
+          overwrite: bool) -> tuple[list[tuple[str, str]], list[str]]:
+    """(input, output) pairs to do, and the messages of those refused."""
+    from lljax import images
+    found = images.find(inputs)
+    suffix = os.path.splitext(output)[1].lower()
+    single = (len(inputs) == 1 and os.path.isfile(inputs[0]) and suffix in images.FORMATS
+              and not os.path.isdir(output))
+    if single:
+        jobs = [(found[0][0], output)]
+    else:
+        if os.path.exists(output) and not os.path.isdir(output):
+            raise InputError(f"{output}: is a file; the output of several pictures is a folder")
+        inside = os.path.realpath(output) + os.sep  # results of an earlier run are no inputs
+        within = [os.path.realpath(path) + os.sep for path in inputs]
+        skip = any(inside.startswith(path) and inside != path for path in within)
+        jobs = [(file, os.path.join(output, name)) for file, name in found
+                if not (skip and os.path.realpath(file).startswith(inside))]
+    if not jobs:
+        raise InputError(f"{', '.join(inputs)}: no pictures there "
+                         f"({', '.join(sorted(images.FORMATS))})")
+    owner: dict[str, str] = {}
+    jobs = list(dict.fromkeys(jobs))  # a file may be named twice, by itself and in its folder
+    for file, target in jobs:
+        # Compared without case: two such names are one file on many systems.
+        other = owner.setdefault(os.path.realpath(target).lower(), file)
+        if other != file:
+            raise InputError(f"{other} and {file} would both be written to {target}; "
+                             "run them one after the other, into different folders")
+        if os.path.realpath(file) == os.path.realpath(target):
+            raise InputError(f"{file}: input and output are the same file; "
+                             "choose another output folder")
+    todo, refused = [], []
+    for file, target in jobs:
+        if os.path.exists(target) and not overwrite:
+            refused.append(f"{file}: {target} exists already; --overwrite replaces it")
+        else:
+            todo.append((file, target))
+    return todo, refused
+
+
+def _run(enhancer, jobs: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str | None]]:
+    """Enhances the jobs; yields (input, None or what went wrong) as each is finished.
+
+    Reading and writing run in threads beside the network, a few pictures ahead and behind: memory
+    does not grow with the number of files.
+    """
+    import dataclasses
+    from collections import deque
+    from concurrent.futures import ThreadPoolExecutor
+
+    from lljax import images
+
+    def write(target, picture):
+        os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
+        images.write(target, picture)
+
+    def attempt(file, function, *arguments):
+        # Whatever one file brings about, the others go on; the message says what it was.
+        try:
+            return function(*arguments), None
+        except InputError as error:
+            text = str(error)
+            return None, text if file in text else f"{file}: {text}"
+        except Exception as error:
+            text = " ".join(str(error).split())
+            return None, f"{file}: {type(error).__name__}: {text}"
+
+    ahead = 2
+    with ThreadPoolExecutor(ahead) as readers, ThreadPoolExecutor(ahead) as writers:
+        reading, writing, rest = deque(), deque(), iter(jobs)
+
+        def read_next():
+            for file, target in rest:
+                reading.append((file, target, readers.submit(attempt, file, images.read, file)))
+                return
+
+        def written():
+            file, future = writing.popleft()
+            return file, future.result()[1]
+
+        for _ in range(ahead):
+            read_next()
+        while reading:
+            file, target, future = reading.popleft()
+            picture, error = future.result()
+            read_next()
+            if error is None:
+                pixels, error = attempt(file, enhancer, picture.pixels)
+            if error is not None:
+                yield file, error
+                continue
+            picture = dataclasses.replace(picture, pixels=pixels)
+            writing.append((file, writers.submit(attempt, file, write, target, picture)))
+            if len(writing) > ahead:
+                yield written()
+        while writing:
+            yield written()
+
+
+def _models(options: argparse.Namespace) -> int:
+    del options  # it has none
+    from lljax import method, weights
+    print("methods: " + ", ".join(method.list_methods()))
+    rows = [("weights", "method", "licence")]
+    for name, path in weights.shipped().items():
+        config, card = weights.describe(path)
+        rows.append((name, config.method, str(card.get("licence", "not stated"))))
+    if len(rows) == 1:
+        print("weights: none come with this version; train some, or see `lljax convert`")
+        return 0
+    widths = [max(len(row[i]) for row in rows) for i in range(2)]
+    for row in rows:
+        print(f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}")
+    return 0
+
+
+def _convert(options: argparse.Namespace) -> int:
+    from lljax import convert
+    convert.convert(options.method, options.files, options.output)
+    print(f"wrote {options.output}")
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    del options  # it has none
+    import platform
+    from importlib import metadata
+    _use_compilation_cache()
+    import jax
+    print(f"python {platform.python_version()} on {platform.platform()}")
+    for package in ("lljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
+                    "pillow", "safetensors"):
+        print(package, metadata.version(package))
+    for device in jax.devices():
+        print(f"device {device.id}: {device.platform} {device.device_kind}")
+    print("compiled programs are kept in", jax.config.jax_compilation_cache_dir)
+    return 0
+
+
+def _use_compilation_cache() -> None:
+    """Keeps compiled programs between runs, unless JAX_COMPILATION_CACHE_DIR names a place."""
+    import jax
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", os.path.join(_cache_folder(), "jax"))
+    # By default only programs that took a second to compile are kept: ours take less, often.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _cache_folder() -> str:
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or os.path.expanduser(r"~\AppData\Local")
+    elif sys.platform == "darwin":
+        base = os.path.expanduser("~/Library/Caches")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(base, "lljax")
+
+
+if __name__ == "__main__":
+    entry()

@@ -1,0 +1,235 @@
+"""Tiles equal the whole picture, few programs serve many sizes, what goes in comes out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+from ml_collections import ConfigDict
+from PIL import Image
+
+import lljax
+from lljax import config as config_lib
+from lljax import images, weights
+from lljax import method as method_lib
+from lljax.errors import InputError
+from lljax.inference import enhancer as enhancer_lib
+from lljax.inference.enhancer import Enhancer
+
+
+class Local(method_lib.Method):
+    """Three zero-padded 3 x 3 convolutions after a box mean of `multiple`: strictly local."""
+
+    def __init__(self, multiple=1):
+        super().__init__(ConfigDict())
+        self.multiple = multiple
+        self.halo = 3 * multiple
+
+    def init(self, key, batch=None):
+        keys = jax.random.split(key, 3)
+        return {"net": {"params": [jax.random.normal(k, (3, 3, i, o)) / 4 for k, (i, o)
+                                   in zip(keys, ((3, 6), (6, 6), (6, 3)), strict=True)]}}
+
+    def estimate(self, nets, low, key):
+        b, h, w, c = low.shape
+        m = self.multiple
+        x = low.reshape(b, h // m, m, w // m, m, c).mean((2, 4)) + 0.5
+        for kernel in nets["net"]["params"]:
+            x = jnp.sin(lax.conv_general_dilated(
+                x, kernel, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")))
+        return {"small": x}
+
+    def apply(self, nets, low, maps):
+        m = self.multiple
+        return low + 1.5 * maps["small"].repeat(m, 1).repeat(m, 2)
+
+
+class Seeing(method_lib.Method):
+    """Depends on the whole picture and on the key; `multiple` 4."""
+
+    multiple = 4
+
+    def __init__(self):
+        super().__init__(ConfigDict())
+
+    def estimate(self, nets, low, key):
+        assert low.shape[1] % 4 == low.shape[2] % 4 == 0
+        return {"mean": low.mean((1, 2)), "noise": jax.random.normal(key, low[:, ::4, ::4].shape)}
+
+    def apply(self, nets, low, maps):
+        noise = maps["noise"].repeat(4, 1).repeat(4, 2)
+        return low * nets["gain"]["params"] + maps["mean"][:, None, None] + 0.1 * noise
+
+
+def local(multiple=1):
+    method = Local(multiple)
+    return Enhancer(method, method.init(jax.random.key(1)))
+
+
+def picture(height, width, seed=0):
+    return np.random.default_rng(seed).random((height, width, 3), np.float32)
+
+
+def whole(enhancer, low):
+    """The method on the whole picture, padded to its multiple, without any tile."""
+    multiple = enhancer.method.multiple
+    height, width = low.shape[:2]
+    padded = images.pad(low, -height % multiple, -width % multiple)
+    maps = enhancer.method.explain(enhancer._nets, padded[None], jax.random.key(0))
+    return {name: np.asarray(value[0]) for name, value in maps.items()}
+
+
+@pytest.mark.parametrize("multiple", [1, 4, 6])
+@pytest.mark.parametrize("size", [(1, 1), (1, 200), (63, 64), (64, 64), (65, 67), (113, 176),
+                                  (177, 127), (251, 307)])
+def test_tiles_equal_the_whole_picture(multiple, size):
+    enhancer, low = local(multiple), picture(*size)
+    expected = whole(enhancer, low)
+    found = enhancer.explain(low)
+    np.testing.assert_allclose(found["enhanced"], expected["enhanced"][:size[0], :size[1]],
+                               atol=2e-6)
+    np.testing.assert_allclose(found["small"], expected["small"], atol=2e-6)
+    assert found["enhanced"].dtype == np.float32
+    assert low.size < 100 or found["enhanced"].min() < 0  # raw
+    np.testing.assert_allclose(enhancer(low), found["enhanced"].clip(0, 1), atol=1e-6)
+
+
+def test_a_halo_too_small_would_show():
+    """The comparison above sees seams: with one pixel less of overlap it fails."""
+    enhancer, low = local(), picture(150, 150)
+    enhancer._halo = 2
+    difference = enhancer.explain(low)["enhanced"] - whole(enhancer, low)["enhanced"]
+    assert np.abs(difference).max() > 1e-3
+
+
+@pytest.mark.parametrize("halo, multiple", [(0, 1), (7, 1), (8, 8), (40, 16), (5, 12)])
+def test_the_spans_of_every_length(halo, multiple):
+    method = Local()
+    method.halo, method.multiple = halo, multiple
+    enhancer = Enhancer(method, {})
+    for length in range(multiple, 1500, multiple):
+        spans = enhancer._cover(length)
+        assert spans[0].start == spans[0].first == 0
+        assert spans[-1].start + spans[-1].side == spans[-1].last == length
+        assert len({span.side for span in spans}) == 1
+        for a, b in zip(spans, spans[1:], strict=False):
+            assert a.last == b.first and a.last <= a.start + a.side - halo
+            assert b.first >= b.start + halo
+        assert not any(value % multiple for span in spans for value in span)
+
+
+def test_mixed_sizes_compile_a_handful_of_programs():
+    enhancer = local()
+    rng = np.random.default_rng(0)
+    for height, width in rng.integers(64, 400, (30, 2)):
+        assert enhancer(np.zeros((height, width, 3), np.uint8)).shape == (height, width, 3)
+    assert enhancer.programs <= len(enhancer_lib._CPU_SIDES) ** 2
+    before = enhancer.programs
+    enhancer(np.zeros((height, width, 3), np.uint8))
+    assert enhancer.programs == before
+
+
+@pytest.mark.parametrize("name", lljax.list_methods())
+def test_every_method_on_odd_sizes(name):
+    method = method_lib.load(config_lib.default(name, "smoke"))
+    sample = {"low": np.zeros((1, 64, 64, 3), np.float32), "high": np.ones((1, 64, 64, 3),
+              np.float32), "mask": np.ones(1), "key": jax.random.split(jax.random.key(0), 1)}
+    enhancer = Enhancer(method, jax.jit(method.init)(jax.random.key(0), sample))
+    for size in ((1, 1), (7, 31), (97, 151)):
+        low = picture(*size) * 0.4
+        found = enhancer.explain(low)["enhanced"]
+        assert found.shape == low.shape and np.isfinite(found).all()
+        if method.halo is not None:
+            expected = whole(enhancer, low)["enhanced"][:size[0], :size[1]]
+            np.testing.assert_allclose(found, expected, atol=2e-6)
+        np.testing.assert_allclose(enhancer(low), found.clip(0, 1), atol=2e-6)
+
+
+def test_integers_are_the_rounded_floats():
+    enhancer = local()
+    low_u8 = np.random.default_rng(0).integers(0, 256, (70, 90, 3)).astype(np.uint8)
+    expected = enhancer(low_u8 / np.float32(255))
+    np.testing.assert_array_equal(enhancer(low_u8), np.rint(expected * np.float32(255)))
+    deep = enhancer(low_u8.astype(np.uint16) * 257)
+    assert deep.dtype == np.uint16
+    np.testing.assert_allclose(deep / 65535, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float16, np.float32, np.float64])
+def test_type_and_size_stay(dtype):
+    enhancer = local()
+    low = (picture(20, 30) * (1 if np.issubdtype(dtype, np.floating) else 255)).astype(dtype)
+    result = enhancer(low)
+    assert type(result) is np.ndarray and (result.dtype, result.shape) == (dtype, low.shape)
+    assert result.max() > 0 and not np.shares_memory(result, low)
+
+
+def test_jax_arrays_come_back_as_such():
+    result = local()(jnp.asarray(picture(9, 8)))
+    assert isinstance(result, jax.Array) and result.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("make", [local, lambda: Enhancer(Seeing(), {"gain": {"params": 2.0}})])
+def test_a_picture_of_a_batch_is_the_picture_alone(make):
+    enhancer = make()
+    batch = np.stack([picture(21, 34, seed) for seed in range(3)])
+    result = enhancer(batch)
+    assert result.shape == batch.shape
+    for one, alone in zip(result, batch, strict=True):
+        np.testing.assert_array_equal(one, enhancer(alone))
+
+
+def test_pil_images_keep_mode_size_and_alpha():
+    enhancer = local()
+    low = Image.fromarray((picture(20, 31) * 255).astype(np.uint8))
+    np.testing.assert_array_equal(np.asarray(enhancer(low)), enhancer(np.asarray(low)))
+    for mode, result in (("L", "L"), ("LA", "LA"), ("RGBA", "RGBA"), ("P", "RGB"),
+                         ("CMYK", "RGB"), ("1", "L")):
+        image = low.convert(mode)
+        if "A" in mode:
+            image.putalpha(77)
+        enhanced = enhancer(image)
+        assert (enhanced.mode, enhanced.size) == (result, (31, 20))
+        if "A" in mode:
+            assert enhanced.getextrema()[-1] == (77, 77)
+
+
+def test_a_method_that_sees_everything_is_padded_and_cropped():
+    enhancer = Enhancer(Seeing(), {"gain": {"params": 2.0}})
+    low = picture(13, 18)
+    padded = np.pad(low, ((0, 3), (0, 2), (0, 0)), "reflect")
+    found = enhancer.explain(low)
+    noise = np.asarray(jax.random.normal(jax.random.key(0), (1, 4, 5, 3)))[0]
+    expected = 2 * padded + padded.mean((0, 1)) + 0.1 * noise.repeat(4, 0).repeat(4, 1)
+    np.testing.assert_allclose(found["enhanced"], expected[:13, :18], atol=1e-6)
+    np.testing.assert_allclose(found["mean"], padded.mean((0, 1)), atol=1e-6)
+    assert found["noise"].shape == (4, 5, 3)
+    other = Enhancer(Seeing(), {"gain": {"params": 2.0}}, seed=1)
+    assert np.abs(other(low) - enhancer(low)).max() > 0.05
+    np.testing.assert_array_equal(enhancer(low), enhancer(low))
+
+
+@pytest.mark.parametrize("image, match", [
+    (np.zeros((4, 4)), "shape"), (np.zeros((4, 4, 4)), "shape"), (np.zeros((0, 4, 3)), "shape"),
+    (np.zeros((4, 4, 3), np.int32), "dtype int32"), (np.full((4, 4, 3), 255.0), "from 255 to 255"),
+    (np.full((4, 4, 3), np.nan), "nan")])
+def test_what_is_no_picture_is_refused(image, match):
+    with pytest.raises(InputError, match=match):
+        local()(image)
+
+
+def test_explain_takes_one_picture():
+    with pytest.raises(InputError, match="one picture"):
+        local().explain(np.zeros((2, 4, 4, 3), np.uint8))
+
+
+def test_load_from_a_file_and_unknown_names(tmp_path):
+    config = config_lib.default("zerodce", "smoke")
+    method = method_lib.load(config)
+    nets = method.init(jax.random.key(0), {"low": np.zeros((1, 8, 8, 3), np.float32)})
+    weights.save(tmp_path / "a.safetensors", config, nets, {})
+    low = picture(12, 9)
+    np.testing.assert_array_equal(lljax.load(tmp_path / "a.safetensors")(low),
+                                  Enhancer(method, nets)(low))
+    with pytest.raises(InputError, match="zerodcf.*Known.*workdir.*safetensors"):
+        lljax.load("zerodcf")
