@@ -21,6 +21,7 @@ def main(argv: list[str]) -> None:
         raise InputError("give --config, e.g. --config configs/zerodce.py")
     if not flags.workdir:
         raise InputError("give --workdir, the folder of the run, e.g. --workdir runs/a")
+    parallel.keep_programs()
     if flags.coordinator:
         parallel.start(flags.coordinator, flags.process_count, flags.process_id)
     from lljax.training.loop import fit  # after the processes have joined

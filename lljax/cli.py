@@ -121,7 +121,8 @@ def _enhance(options: argparse.Namespace) -> int:
     if model is None:
         raise InputError("no weights come with this version of lljax: give --model a workdir of a "
                          "training or a .safetensors file (see `lljax convert`)")
-    _use_compilation_cache()
+    from lljax import parallel
+    parallel.keep_programs()
     from lljax.inference import enhancer as enhancer_lib
     enhancer = enhancer_lib.load(model)
     from PIL import Image
@@ -273,8 +274,11 @@ def _doctor(options: argparse.Namespace) -> int:
     del options  # it has none
     import platform
     from importlib import metadata
-    _use_compilation_cache()
+
     import jax
+
+    from lljax import parallel
+    parallel.keep_programs()
     print(f"python {platform.python_version()} on {platform.platform()}")
     for package in ("lljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy",
                     "pillow", "safetensors"):
@@ -283,26 +287,6 @@ def _doctor(options: argparse.Namespace) -> int:
         print(f"device {device.id}: {device.platform} {device.device_kind}")
     print("compiled programs are kept in", jax.config.jax_compilation_cache_dir)
     return 0
-
-
-def _use_compilation_cache() -> None:
-    """Keeps compiled programs between runs, unless JAX_COMPILATION_CACHE_DIR names a place."""
-    import jax
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        jax.config.update("jax_compilation_cache_dir", os.path.join(_cache_folder(), "jax"))
-    # By default only programs that took a second to compile are kept: ours take less, often.
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
-
-
-def _cache_folder() -> str:
-    if sys.platform == "win32":
-        base = os.environ.get("LOCALAPPDATA") or os.path.expanduser(r"~\AppData\Local")
-    elif sys.platform == "darwin":
-        base = os.path.expanduser("~/Library/Caches")
-    else:
-        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return os.path.join(base, "lljax")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Data parallelism: the only file that says `pmap`.
+"""Devices: data parallelism (the only file that says `pmap`), start-up, the compilation cache.
 
 `jax.pmap` is `jit` of `shard_map` underneath. The state is kept unreplicated (`in_axes=None`,
 `out_axes=None`): one global array a leaf, no leading device axis to strip.
@@ -6,6 +6,10 @@
 
 from __future__ import annotations
 
+import os
+import platform
+import sys
+import zlib
 from collections.abc import Callable
 from typing import Any
 
@@ -113,3 +117,33 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tu
         carry, y = body(carry, x)
         ys.append(y)
     return carry, jax.tree.map(lambda *leaves: jnp.stack(leaves), *ys)
+
+
+def keep_programs() -> None:
+    """Keeps compiled programs between runs, in the user's cache or JAX_COMPILATION_CACHE_DIR."""
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        jax.config.update("jax_compilation_cache_dir", os.path.join(_cache_folder(), "jax"))
+    # By default only programs that took a second to compile are kept: ours take less, often.
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def _cache_folder() -> str:
+    if sys.platform == "win32":
+        base = os.environ.get("LOCALAPPDATA") or os.path.expanduser(r"~\AppData\Local")
+    elif sys.platform == "darwin":
+        base = os.path.expanduser("~/Library/Caches")
+    else:
+        base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return os.path.join(base, "lljax", _processor())
+
+
+def _processor() -> str:
+    """A name for this kind of CPU: programs compiled for one may not run on another, and machines
+    of a cluster share a home."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8") as file:
+            flags = next((line for line in file if line.startswith(("flags", "Features"))), "")
+    except OSError:  # not Linux
+        flags = platform.processor()
+    return f"{platform.machine()}-{zlib.crc32(flags.encode()):08x}"

@@ -105,7 +105,9 @@ def test_files(tmp_path):
     results = evaluate({"x4": brighten}, pairs, out=str(tmp_path / "new" / "eval"), limit=3,
                        info={"source": "made up", "seed": 7, "command": "evaluate.py"})
     folder = tmp_path / "new" / "eval"
-    assert sorted(p.name for p in folder.iterdir()) == ["per_image.csv", "results.json"]
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "per_image.csv", "results.json", "results.md"]
+    assert (folder / "results.md").read_text() == markdown(results) + "\n"
     saved = json.loads((folder / "results.json").read_text())
     assert list(saved["systems"]) == results.systems
     for system in results.systems:

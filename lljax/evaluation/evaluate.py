@@ -16,16 +16,16 @@ import math
 import os
 import platform
 import shlex
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-import jax
 import numpy as np
+import scipy.stats
 from tqdm import tqdm
 
+from lljax import images
 from lljax.errors import InputError, unknown
 from lljax.evaluation import report
 from lljax.evaluation.baselines import BASELINES
@@ -126,15 +126,13 @@ def interval(values: np.ndarray, seed: int = BOOTSTRAP_SEED) -> tuple[float, flo
       values: finite, [n].
       seed: of the resampling; equal for all systems, so equal pictures are drawn.
     """
-    n = len(values)
-    if n < 2:
+    if len(values) < 2:
         return None
-    rng = np.random.default_rng(seed)
-    rows = 100  # resamples at once: bounds the memory whatever n is
-    means = np.concatenate([values[rng.integers(0, n, (rows, n))].mean(axis=1)
-                            for _ in range(RESAMPLES // rows)])
-    low, high = np.percentile(means, [2.5, 97.5])
-    return float(low), float(high)
+    result = scipy.stats.bootstrap(
+        (values,), np.mean, n_resamples=RESAMPLES, method="percentile",
+        batch=100,  # resamples at once: bounds the memory whatever n is
+        rng=np.random.default_rng(seed))
+    return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
 
 def summarise(values: np.ndarray, protocol: str) -> Summary:
@@ -237,6 +235,8 @@ def _score(name: str, system: System, pair: Mapping[str, Any],
 
 def versions() -> dict[str, str]:
     """Versions of what decides the numbers, and the devices."""
+    import jax  # evaluate.py's mistakes in the flags should not cost the import
+
     packages = ("lljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy",
                 "pillow")
     return {"python": platform.python_version(), "platform": platform.platform(),
@@ -283,21 +283,10 @@ def write(results: Results, out: str) -> None:
         os.makedirs(out, exist_ok=True)
         for name, text in (("per_image.csv", to_csv(results)), ("results.json", to_json(results)),
                            ("results.md", markdown(results) + "\n")):
-            _replace(os.path.join(out, name), text)
+            with images.atomic(os.path.join(out, name)) as file:
+                file.write(text.encode())
     except OSError as error:
         raise InputError(f"cannot write results into {out!r}: {error.strerror}") from error
-
-
-def _replace(path: str, text: str) -> None:
-    handle, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".writing-")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-        os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide results from a group
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
 
 
 def _cell(summary: Summary, card: Metric) -> str:
@@ -469,11 +458,11 @@ def main(argv: Sequence[str]) -> int:
     args = _parse(argv[1:])
     models = _row_names([*args.workdir, *args.weights])
     source, low, high = _data(args)
-    import jax  # after the flags: a typing error should not cost the import
-
+    from lljax import parallel  # after the flags: a typing error should not cost the import
     from lljax.data import sources
     from lljax.inference import enhancer
 
+    parallel.keep_programs()
     pairs = sources.open(source, split=args.split, low=low, high=high)
     label = _label(source, args.split, low, high)
     systems = {name: enhancer.load(path, seed=args.seed) for name, path in models.items()}
@@ -481,8 +470,7 @@ def main(argv: Sequence[str]) -> int:
     out = args.out or os.path.join(single, f"eval_{label}")
     described = f"{low} and {high}" if source == "pairs" else f"{source} ({args.split})"
     results = evaluate(systems, pairs, out=out, limit=args.limit, progress=True, info={
-        "source": described, "seed": args.seed, "models": models, "command": shlex.join(argv),
-        "device": jax.devices()[0].device_kind})
+        "source": described, "seed": args.seed, "models": models, "command": shlex.join(argv)})
     shown = [pairs[i] for i in report.spread(len(results.names), SHOWN)]
     report.write_png(os.path.join(out, "contact_sheet.png"), report.contact_sheet({
         "low": [pair["low"] for pair in shown],

@@ -9,22 +9,19 @@ import signal
 import threading
 import time
 from collections.abc import Iterator
-from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from lljax import checkpoint, optim, parallel
-from lljax import config as config_lib
 from lljax import method as method_lib
 from lljax.data import pipeline, sources
-from lljax.errors import InputError, Stopped, unknown
+from lljax.errors import InputError, Stopped
 from lljax.evaluation import evaluate, report
 from lljax.inference import enhancer
 from lljax.method import Method, State
-from lljax.training import logs
+from lljax.training import logs, start
 
 REQUEUE = 75  # exit code after a SIGTERM: saved, run the same command again (EX_TEMPFAIL)
 
@@ -46,105 +43,18 @@ def fit(config: ConfigDict, workdir: str) -> State:
     jax.config.update("jax_default_matmul_precision",
                       None if config.precision == "default" else config.precision)
     method = method_lib.load(config)
-    _check(config)
     best = config.checkpoint.best if config.eval.every else None
     with checkpoint.Checkpoints(
             workdir, config.checkpoint.keep, best,
             best is None or evaluate.higher_is_better(best)) as saved, _Interrupt() as interrupt:
-        start = _start(config, method, saved)
-        if start.finished:
-            print(f"finished: {int(start.state.step)} steps in {workdir}", flush=True)
-            return start.state
-        with logs.Log(workdir, config, int(start.state.step)) as log:
-            for note in start.notes:
+        begin = start.find(config, method, saved)
+        if not begin.phases:
+            print(f"finished: {int(begin.state.step)} steps in {workdir}", flush=True)
+            return begin.state
+        with logs.Log(workdir, config, int(begin.state.step)) as log:
+            for note in begin.notes:
                 log.say(note)
-            return _Training(config, method, saved, log, interrupt).run(start)
-
-
-def _check(config: ConfigDict) -> None:
-    """What can be refused before any work."""
-    devices, processes = jax.device_count(), jax.process_count()
-    for phase in config.phases:
-        if phase not in config.phase:
-            raise unknown("phase in config.phases", phase, config.phase)
-        size = config.phase[phase].batch_size
-        if size < 1 or size % devices:
-            raise InputError(f"config.phase.{phase}.batch_size is {size}; it must be a multiple of "
-                             f"the {devices} devices ({processes} processes)")
-
-
-@dataclasses.dataclass
-class _Start:
-    state: State  # host or device arrays, not yet placed
-    phases: tuple[str, ...]  # still to run, the first perhaps half done
-    notes: tuple[str, ...] = ()
-    finished: bool = False
-
-
-def _start(config: ConfigDict, method: Method, saved: checkpoint.Checkpoints) -> _Start:
-    """Own workdir, else another run's checkpoint, else other networks or new ones."""
-    first = config.phases[0]
-    fresh = jax.eval_shape(lambda: method.start_phase(_new(config, method), 0, first))
-    if saved.latest() is not None:
-        return _resume(config, method, saved, fresh)
-    if config.resume:
-        with checkpoint.Checkpoints(config.resume, read_only=True) as other:
-            if other.latest() is None:
-                raise InputError(f"config.resume: {config.resume!r} has no checkpoint")
-            return _resume(config, method, other, fresh)
-    nets = jax.jit(lambda: _new(config, method))()
-    notes = []
-    for net, path in config.init.items():
-        if path:
-            nets[net] = _borrowed(path, net, nets[net])
-            notes.append(f"network {net} from {path}")
-    return _Start(method.start_phase(nets, 0, first), tuple(config.phases), tuple(notes))
-
-
-def _new(config: ConfigDict, method: Method) -> dict[str, Any]:
-    side = config.data.crop or config.data.resize or 64
-    blank = jnp.zeros((1, side, side, 3))
-    return method.init(jax.random.key(config.seed), {"low": blank, "high": blank})
-
-
-def _borrowed(path: str, net: str, own: Any) -> Any:
-    """One network's variables from a workdir or a weights file, of the shapes of `own`."""
-    _, nets = enhancer.read(path)
-    if net not in nets:
-        raise InputError(f"config.init.{net}: {path!r} has the networks {sorted(nets)}")
-    shapes, theirs = (jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (own, nets[net]))
-    if shapes != theirs:
-        raise InputError(f"config.init.{net}: the network in {path!r} has other layers or shapes")
-    return nets[net]
-
-
-def _resume(config, method, saved, fresh: State) -> _Start:
-    step = saved.latest()
-    meta = saved.meta(step)
-    old, phase = meta["config"], meta["phase"]
-    if phase not in config.phases:
-        raise InputError(f"the checkpoint is in phase {phase!r}, which config.phases "
-                         f"{tuple(config.phases)} lacks; use another --workdir")
-    at = tuple(config.phases).index(phase)
-    for name in config.phases[:at]:
-        if old.phase[name].steps != config.phase[name].steps:
-            raise InputError(
-                f"config.phase.{name}.steps is {config.phase[name].steps}, but the checkpoint ran "
-                f"that phase for {old.phase[name].steps} steps; restore the value, or use another "
-                "--workdir")
-    done, length = meta["phase_step"], config.phase[phase].steps
-    if done > length:
-        raise InputError(f"config.phase.{phase}.steps is {length}, but the checkpoint is already "
-                         f"at step {done} of that phase; raise it, or use another --workdir")
-    target = jax.eval_shape(lambda nets: method.start_phase(nets, 0, phase), fresh.nets)
-    state = saved.restore(step, target)
-    notes = [f"resumed at step {step} ({phase} {done}/{length})"]
-    notes += [f"changed since the checkpoint: {text}" for text in
-              config_lib.differences(old, config)]
-    rest = tuple(config.phases[at + (done == length):])
-    if done == length and rest:
-        state = method.start_phase(state.nets, state.step, rest[0])
-    return _Start(state, rest, tuple(notes), finished=not rest)
+            return _Training(config, method, saved, log, interrupt).run(begin)
 
 
 class _Interrupt:
@@ -176,17 +86,17 @@ class _Training:
     saved: checkpoint.Checkpoints
     log: logs.Log
     interrupt: _Interrupt
+    enhance: enhancer.Enhancer | None = None
 
-    def run(self, start: _Start) -> State:
+    def run(self, begin: start.Start) -> State:
         config = self.config
-        self.enhance = None
         self.data = pipeline.Data(config.data, report=self.log.say)
         self.weights = self.method.weights()
         self.pairs = self._pairs()
         self.total = sum(config.phase[phase].steps for phase in config.phases)
-        self._check_terms(start.state.nets)
-        state = parallel.place(start.state)
-        for number, phase in enumerate(start.phases):
+        self._check_terms(begin.state.nets)
+        state = parallel.place(begin.state)
+        for number, phase in enumerate(begin.phases):
             if number:
                 state = parallel.place(
                     self.method.start_phase(state.nets, state.step, phase))

@@ -1,0 +1,115 @@
+"""Where a run starts: its own workdir, another run, other networks, or nothing."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from lljax import checkpoint
+from lljax import config as config_lib
+from lljax.errors import InputError, unknown
+from lljax.inference import enhancer
+from lljax.method import Method, State
+
+
+def _check(config: ConfigDict) -> None:
+    """What can be refused before any work."""
+    devices, processes = jax.device_count(), jax.process_count()
+    for phase in config.phases:
+        if phase not in config.phase:
+            raise unknown("phase in config.phases", phase, config.phase)
+        size = config.phase[phase].batch_size
+        if size < 1 or size % devices:
+            raise InputError(f"config.phase.{phase}.batch_size is {size}; it must be a multiple of "
+                             f"the {devices} devices ({processes} processes)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """Where a run starts.
+
+    Attributes:
+      state: host or device arrays, not yet placed.
+      phases: those still to run, the first perhaps half done; empty if the run is finished.
+      notes: what the user should know, a line each.
+    """
+
+    state: State
+    phases: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+def find(config: ConfigDict, method: Method, saved: checkpoint.Checkpoints) -> Start:
+    """The own workdir's last checkpoint, else another run's, else other networks or new ones.
+
+    Raises:
+      InputError: a checkpoint or network that does not fit the config, or a batch size that does
+        not fit the devices.
+    """
+    _check(config)
+    first = config.phases[0]
+    fresh = jax.eval_shape(lambda: method.start_phase(_new(config, method), 0, first))
+    if saved.latest() is not None:
+        return _resume(config, method, saved, fresh)
+    if config.resume:
+        with checkpoint.Checkpoints(config.resume, read_only=True) as other:
+            if other.latest() is None:
+                raise InputError(f"config.resume: {config.resume!r} has no checkpoint")
+            return _resume(config, method, other, fresh)
+    nets = jax.jit(lambda: _new(config, method))()
+    notes = []
+    for net, path in config.init.items():
+        if path:
+            nets[net] = _borrowed(path, net, nets[net])
+            notes.append(f"network {net} from {path}")
+    return Start(method.start_phase(nets, 0, first), tuple(config.phases), tuple(notes))
+
+
+def _new(config: ConfigDict, method: Method) -> dict[str, Any]:
+    side = config.data.crop or config.data.resize or 64
+    blank = jnp.zeros((1, side, side, 3))
+    return method.init(jax.random.key(config.seed), {"low": blank, "high": blank})
+
+
+def _borrowed(path: str, net: str, own: Any) -> Any:
+    """One network's variables from a workdir or a weights file, of the shapes of `own`."""
+    _, nets = enhancer.read(path)
+    if net not in nets:
+        raise InputError(f"config.init.{net}: {path!r} has the networks {sorted(nets)}")
+    shapes, theirs = (jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (own, nets[net]))
+    if shapes != theirs:
+        raise InputError(f"config.init.{net}: the network in {path!r} has other layers or shapes")
+    return nets[net]
+
+
+def _resume(config, method, saved, fresh: State) -> Start:
+    step = saved.latest()
+    meta = saved.meta(step)
+    old, phase = meta["config"], meta["phase"]
+    if phase not in config.phases:
+        raise InputError(f"the checkpoint is in phase {phase!r}, which config.phases "
+                         f"{tuple(config.phases)} lacks; use another --workdir")
+    at = tuple(config.phases).index(phase)
+    for name in config.phases[:at]:
+        if old.phase[name].steps != config.phase[name].steps:
+            raise InputError(
+                f"config.phase.{name}.steps is {config.phase[name].steps}, but the checkpoint ran "
+                f"that phase for {old.phase[name].steps} steps; restore the value, or use another "
+                "--workdir")
+    done, length = meta["phase_step"], config.phase[phase].steps
+    if done > length:
+        raise InputError(f"config.phase.{phase}.steps is {length}, but the checkpoint is already "
+                         f"at step {done} of that phase; raise it, or use another --workdir")
+    target = jax.eval_shape(lambda nets: method.start_phase(nets, 0, phase), fresh.nets)
+    state = saved.restore(step, target)
+    notes = [f"resumed at step {step} ({phase} {done}/{length})"]
+    notes += [f"changed since the checkpoint: {text}" for text in
+              config_lib.differences(old, config)]
+    rest = tuple(config.phases[at + (done == length):])
+    if done == length and rest:
+        state = method.start_phase(state.nets, state.step, rest[0])
+    return Start(state, rest, tuple(notes))
