@@ -289,7 +289,7 @@ def test_the_command_on_folders(tmp_path, monkeypatch, capsys):
     flags = write_pairs(tmp_path / "eval15")
     assert main(["evaluate.py", *flags]) == 0
     shown = capsys.readouterr().out
-    assert "identity" in shown and "eval_eval15/results.json" in shown
+    assert "identity" in shown and "contact_sheet.png to eval_eval15" in shown
     saved = json.loads((tmp_path / "eval_eval15" / "results.json").read_text())
     expected = evaluate({}, make_pairs(3))
     for system in expected.systems:
@@ -320,7 +320,7 @@ def test_the_command_opens_models_and_chooses_where_to_write(tmp_path, monkeypat
     saved = json.loads((tmp_path / "elsewhere" / "results.json").read_text())
     assert list(saved["systems"])[:2] == ["run", "b"]
     assert opened == [("run", 5), ("run", 5), ("w/b.safetensors", 5)]
-    assert "wrote elsewhere/results.json" in capsys.readouterr().out
+    assert "contact_sheet.png to elsewhere" in capsys.readouterr().out
 
 
 def test_the_command_takes_the_data_of_the_training(tmp_path, monkeypatch):

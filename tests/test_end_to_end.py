@@ -1,0 +1,80 @@
+"""The real configs, shrunk, by the commands a user types: train, evaluate, enhance."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+import lljax
+from lljax import checkpoint
+from lljax.data import demo
+
+ROOT = pathlib.Path(__file__).parent.parent
+
+
+def run(*command, devices=1, code=0):
+    env = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, env=env, text=True,
+                          capture_output=True, timeout=300)
+    assert done.returncode == code, done.stdout + done.stderr
+    return done
+
+
+def networks(workdir):
+    _, nets = checkpoint.load_nets(str(workdir))
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(nets)]
+
+
+@pytest.fixture(scope="module", params=["zerodce"])
+def trained(request, tmp_path_factory):
+    """A smoke training of each method, and its config."""
+    workdir = tmp_path_factory.mktemp("trained") / request.param
+    config = f"configs/{request.param}.py:smoke"
+    run("train.py", "--config", config, "--workdir", str(workdir), "--config.eval.every=2")
+    return workdir, config
+
+
+def test_evaluate_from_the_workdir_alone(trained):
+    workdir, _ = trained
+    out = run("evaluate.py", "--workdir", str(workdir), "--limit", "2").stdout
+    folder = workdir / "eval_demo_test"
+    assert str(folder) in out
+    results = json.loads((folder / "results.json").read_text())
+    assert list(results["systems"]) == [workdir.name, "identity", "gamma 0.4", "gamma 0.5"]
+    assert results["systems"][workdir.name]["psnr"]["n"] == 2
+    with Image.open(folder / "contact_sheet.png") as sheet:
+        assert sheet.width > 900 and sheet.height > 400
+    # The periodic evaluation of the training measured the same pixels.
+    rows = [json.loads(text) for text in (workdir / "metrics.jsonl").open()]
+    last = [row for row in rows if "eval/psnr" in row][-1]
+    assert last["eval/psnr"] == pytest.approx(
+        results["systems"][workdir.name]["psnr"]["mean"], rel=1e-9)
+
+
+def test_enhance_and_explain_from_the_workdir(trained, tmp_path):
+    workdir, _ = trained
+    demo.write(tmp_path / "pictures", "test")
+    picture = sorted((tmp_path / "pictures" / "low").iterdir())[0]
+    done = run("-m", "lljax.cli", "enhance", str(picture), "-o", str(tmp_path / "out"),
+               "--model", str(workdir))
+    assert "1 enhanced, 0 failed" in done.stdout
+    low = np.asarray(Image.open(picture))
+    enhancer = lljax.load(workdir)
+    np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / "out" / picture.name)),
+                                  enhancer(low))
+    maps = enhancer.explain(low)
+    assert maps["enhanced"].shape == low.shape and maps["enhanced"].dtype == np.float32
+    assert len(maps) > 1
+
+
+def test_eight_devices_equal_one(trained, tmp_path):
+    workdir, config = trained
+    run("train.py", "--config", config, "--workdir", str(tmp_path / "eight"), devices=8)
+    for one, eight in zip(networks(workdir), networks(tmp_path / "eight"), strict=True):
+        np.testing.assert_allclose(one, eight, rtol=0, atol=1e-6)
