@@ -53,4 +53,4 @@ def train_step(net, optimizer, x):
     total.backward()
     torch.nn.utils.clip_grad_norm_(net.parameters(), 0.1)
     optimizer.step()
-    return float(total)
+    return total.item()
