@@ -127,6 +127,7 @@ def _enhance(options: argparse.Namespace) -> int:
     enhancer = enhancer_lib.load(model)
     from PIL import Image
     from tqdm import tqdm
+    ready = time.perf_counter() - start
     # Pillow warns of large pictures at half the size at which it refuses them.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     done = 0
@@ -141,8 +142,10 @@ def _enhance(options: argparse.Namespace) -> int:
             else:
                 failed.append(error)
                 bar.write(f"error: {error}", file=sys.stderr)
-    print(f"{done} enhanced, {len(failed)} failed; in {options.output}; "
-          f"{time.perf_counter() - start:.1f} s")
+    spent = time.perf_counter() - start
+    print(f"{done} enhanced, {len(failed)} failed; in {options.output}; {spent:.1f} s (import "
+          f"{ready:.1f}, compile {enhancer.compile_seconds:.1f}, "
+          f"run {spent - ready - enhancer.compile_seconds:.1f})")
     return 1 if failed else 0
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -67,6 +68,9 @@ class Enhancer:
 
     Calling it enhances a picture. The pictures of a batch are enhanced one by one with the same
     random key, so a picture's result does not depend on its neighbours.
+
+    Attributes:
+      compile_seconds: time spent so far on compiling, or on loading what was compiled before.
     """
 
     def __init__(self, method: method_lib.Method, nets: dict[str, Any], seed: int = 0):
@@ -83,6 +87,7 @@ class Enhancer:
         self._network = jax.jit(self._maps, static_argnames="explain")
         self._compiled: dict[tuple[int, int, bool], Any] = {}
         self._lock = threading.Lock()
+        self.compile_seconds = 0.0
         cpu = jax.default_backend() == "cpu"
         # XLA leaves cores idle within one small tile, so as many tiles run as there are cores; on
         # an accelerator two hide the copies behind the computation.
@@ -230,9 +235,11 @@ class Enhancer:
         with self._lock:
             size = (height, width, explain)
             if size not in self._compiled:
+                start = time.perf_counter()
                 low = jax.ShapeDtypeStruct((1, height, width, 3), np.float32)
                 self._compiled[size] = self._network.lower(
                     self._nets, low, self._key, explain=explain).compile()
+                self.compile_seconds += time.perf_counter() - start
             return self._compiled[size]
 
     def _maps(self, nets, low, key, explain):
