@@ -1,10 +1,15 @@
-"""Speed of lljax against the same network in PyTorch, interleaved in one run.
+"""Speed and memory of lljax, against the same network in PyTorch where there is one.
 
-    python benchmarks/run.py [--quick] [--out benchmarks/results]
+    pip install -e '.[bench]'
+    python benchmarks/run.py [--quick] [--out runs/benchmarks]
 
-Each side is a process of its own with the same number of threads; they take turns, one call each,
-so that a slow minute of the machine hits both. Reported are medians and the median of the ratios
-of neighbouring calls.
+writes results.json, results.md and results.png.
+
+Speed: each side is a process of its own with the same number of threads; they take turns, one call
+each, so that a slow minute of the machine hits both. Reported are medians and the median of the
+ratios of neighbouring calls. Memory and start-up: the installed command `lljax enhance` as a user
+runs it, peak resident memory as the kernel counts it. Weights are random: time does not depend on
+them, once PyTorch flushes denormal numbers to zero as XLA does.
 """
 
 import argparse
@@ -12,11 +17,16 @@ import json
 import multiprocessing
 import os
 import platform
+import re
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from datetime import UTC, datetime
 
 import numpy as np
+from PIL import Image
 
 SIZES = ((480, 640), (900, 1200))  # height, width
 BATCH, SIDE = 8, 256
@@ -181,37 +191,149 @@ def compare(rounds, threads, with_compile):
     return seconds
 
 
+def ratio(peer, own):
+    """Median ratio of neighbouring calls."""
+    return statistics.median(a / b for a, b in zip(peer, own, strict=True))
+
+
 def row(task, seconds):
     """One line of the table: medians in ms, and the ratio of each peer to lljax."""
     cells = [f"{task:22s}"]
     for name, values in seconds.items():
         cells.append(f"{name} {1000 * statistics.median(values):7.1f} ms")
         if name != "lljax":
-            ratios = [peer / own for peer, own in zip(values, seconds["lljax"], strict=True)]
-            cells.append(f"({statistics.median(ratios):.2f} x lljax)")
+            cells.append(f"({ratio(values, seconds['lljax']):.2f} x lljax)")
     return "  ".join(cells)
+
+
+def random_weights(path):
+    """Writes a weights file of the right shapes; in a process of its own, which then lets go."""
+    import jax
+    from lljax import config as config_lib
+    from lljax import method as method_lib
+    from lljax import weights
+    config = config_lib.default("zerodce")
+    blank = np.zeros((1, 64, 64, 3), np.float32)
+    nets = method_lib.load(config).init(jax.random.key(0), {"low": blank})
+    weights.save(path, config, jax.device_get(nets), {"licence": "none: random numbers"})
+
+
+def command(model, picture, folder, cache):
+    """One `lljax enhance`: its own split of the time, its wall time and peak memory."""
+    arguments = [os.path.join(os.path.dirname(sys.executable), "lljax"), "enhance", picture,
+                 "-o", folder, "--model", model, "--overwrite", "--quiet"]
+    start = time.perf_counter()
+    process = subprocess.Popen(arguments, env={**os.environ, "JAX_COMPILATION_CACHE_DIR": cache},
+                               stdout=subprocess.PIPE, text=True)
+    text = process.stdout.read()
+    _, status, usage = os.wait4(process.pid, 0)
+    if status:
+        raise RuntimeError(f"{' '.join(arguments)} failed")
+    split = re.search(r"import ([\d.]+), compile ([\d.]+), run ([\d.]+)", text)
+    return {"wall": time.perf_counter() - start, "peak_mib": usage.ru_maxrss / 1024,
+            **dict(zip(("import", "compile", "run"), map(float, split.groups()), strict=True))}
+
+
+def commands(quick):
+    """Start-up with a cold and a warm compilation cache; cost and memory against size."""
+    with tempfile.TemporaryDirectory() as folder:
+        model = os.path.join(folder, "random.safetensors")
+        in_process(random_weights, model)
+        megapixels = {}
+        for height, width in ((400, 600), (1000, 1500), (2000, 3000)) + (
+                () if quick else ((4000, 6000), (5774, 8660))):
+            path = os.path.join(folder, f"{width}x{height}.jpg")
+            Image.fromarray(picture(height, width)).save(path, quality=92)
+            megapixels[path] = width * height / 1e6
+        small = next(iter(megapixels))
+        cache, out = os.path.join(folder, "cache"), os.path.join(folder, "out")
+        start_up = {"cold": [command(model, small, out, cache)],
+                    "warm": [command(model, small, out, cache) for _ in range(1 if quick else 5)]}
+        sizes = []
+        for path, size in megapixels.items():
+            command(model, path, out, cache)  # compiles
+            sizes.append({"megapixels": size, **command(model, path, out, cache)})
+    return start_up, sizes
+
+
+def markdown(result):
+    """The tables of results.md."""
+    lines = [f"{result['processor']}, {result['threads']} threads, {result['date'][:10]}; Python "
+             f"{result['python']}, JAX {result['jax']}, PyTorch {result['torch']} (channels_last, "
+             "denormals flushed).", "", "| Zero-DCE, float32 | "
+             + " | ".join(f"{name}, ms" for name in next(iter(result["seconds"].values())))
+             + " | peers / lljax |", "|---" * (2 + len(next(iter(result["seconds"].values())))) + "|"]
+    for task, sides in result["seconds"].items():
+        ratios = [f"{ratio(values, sides['lljax']):.2f}" for name, values in sides.items()
+                  if name != "lljax"]
+        medians = [f"{1000 * statistics.median(values):.0f}" for values in sides.values()]
+        lines.append(f"| {task} | {' | '.join(medians)} | {', '.join(ratios)} |")
+    lines += ["", f"Data pipeline and dispatch: {100 * result['pipeline_share']:.1f} % of a "
+              "training step.", "", "| `lljax enhance one.jpg` | wall, s | import | compile | run |",
+              "|---|---|---|---|---|"]
+    for name, runs in result["start_up"].items():
+        cells = [f"{statistics.median(run[key] for run in runs):.1f}"
+                 for key in ("wall", "import", "compile", "run")]
+        lines.append(f"| {name} compilation cache | {' | '.join(cells)} |")
+    lines += ["", "| megapixels | wall, s | run, s | peak memory, MiB |", "|---|---|---|---|"]
+    lines += [f"| {row['megapixels']:.1f} | {row['wall']:.1f} | {row['run']:.1f} | "
+              f"{row['peak_mib']:.0f} |" for row in result["sizes"]]
+    return "\n".join(lines) + "\n"
+
+
+def plot(result, path):
+    """Speed against the peers, and time and memory against size."""
+    import matplotlib
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    figure, (left, right) = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    tasks = list(result["seconds"])
+    names = list(next(iter(result["seconds"].values())))
+    for number, name in enumerate(names):
+        values = [ratio(result["seconds"][task][name], result["seconds"][task]["lljax"])
+                  for task in tasks]
+        left.barh(np.arange(len(tasks)) + 0.25 * number, values, 0.25, label=name)
+    left.set_yticks(np.arange(len(tasks)) + 0.25, tasks)
+    left.set_xlabel("time / lljax's time")
+    left.invert_yaxis()
+    left.legend()
+    size = [row["megapixels"] for row in result["sizes"]]
+    right.plot(size, [row["run"] for row in result["sizes"]], "o-", label="run, s")
+    right.set_xlabel("megapixels")
+    right.set_ylabel("s")
+    memory = right.twinx()
+    memory.plot(size, [row["peak_mib"] for row in result["sizes"]], "s--", color="tab:red")
+    memory.set_ylabel("peak memory, MiB (dashed)")
+    memory.set_ylim(0)
+    right.legend(loc="upper left")
+    figure.savefig(path, dpi=120)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="3 rounds, no torch.compile")
+    parser.add_argument("--quick", action="store_true", help="3 rounds, no torch.compile, small")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--out", default="runs/benchmarks")
     args = parser.parse_args()
     rounds = 3 if args.quick else 9
     seconds = compare(rounds, args.threads, with_compile=not args.quick)
     share = in_process(pipeline_share, args.threads, 3 if args.quick else 8)
-    print(f"data and dispatch: {100 * share:.1f} % of a training step")
+    start_up, sizes = commands(args.quick)
     os.makedirs(args.out, exist_ok=True)
     import jax
     import torch
-    result = {"seconds": seconds, "pipeline_share": share, "threads": args.threads,
-              "processor": processor(), "python": platform.python_version(),
-              "jax": jax.__version__, "torch": torch.__version__,
-              "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),
+    result = {"seconds": seconds, "pipeline_share": share, "start_up": start_up, "sizes": sizes,
+              "threads": args.threads, "processor": processor(),
+              "python": platform.python_version(), "jax": jax.__version__,
+              "torch": torch.__version__, "GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", ""),
               "date": datetime.now(UTC).isoformat(timespec="seconds")}
     with open(os.path.join(args.out, "results.json"), "w") as file:
         json.dump(result, file, indent=1)
+    text = markdown(result)
+    with open(os.path.join(args.out, "results.md"), "w") as file:
+        file.write(text)
+    plot(result, os.path.join(args.out, "results.png"))
+    print(f"\n{text}\nwrote results.json, results.md and results.png to {args.out}")
 
 
 def processor():
