@@ -82,22 +82,24 @@ def torch_side(pipe, threads, compiled):
     import zerodce_torch
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # trained weights are a quarter denormals: 30 times slower
-    net = zerodce_torch.DCENet().to(memory_format=torch.channels_last)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    net = zerodce_torch.DCENet().to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(net.parameters(), 1e-4, weight_decay=1e-4)
     call = torch.compile(net) if compiled else net
 
     def tensor(x):
-        return torch.from_numpy(x).permute(0, 3, 1, 2).float().div(255).contiguous(
+        return torch.from_numpy(x).to(device).permute(0, 3, 1, 2).float().div(255).contiguous(
             memory_format=torch.channels_last)
 
     def enhance(x):
         with torch.no_grad():
             y = call(tensor(x[None]))[0]
-            return (y[0].permute(1, 2, 0).clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+            return (y[0].permute(1, 2, 0).clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
 
     def network(x):
         with torch.no_grad():
-            return call(x)[0]
+            result = call(x)[0]
+            return result.sum().item()  # waits for a GPU
 
     tasks = {}
     for h, w in SIZES:
@@ -209,6 +211,7 @@ def row(task, seconds):
 def random_weights(path):
     """Writes a weights file of the right shapes; in a process of its own, which then lets go."""
     import jax
+
     from lljax import config as config_lib
     from lljax import method as method_lib
     from lljax import weights
@@ -258,18 +261,20 @@ def commands(quick):
 
 def markdown(result):
     """The tables of results.md."""
+    names = list(next(iter(result["seconds"].values())))
     lines = [f"{result['processor']}, {result['threads']} threads, {result['date'][:10]}; Python "
              f"{result['python']}, JAX {result['jax']}, PyTorch {result['torch']} (channels_last, "
-             "denormals flushed).", "", "| Zero-DCE, float32 | "
-             + " | ".join(f"{name}, ms" for name in next(iter(result["seconds"].values())))
-             + " | peers / lljax |", "|---" * (2 + len(next(iter(result["seconds"].values())))) + "|"]
+             "denormals flushed).", "",
+             "| Zero-DCE, float32 | " + " | ".join(f"{name}, ms" for name in names)
+             + " | peers / lljax |", "|---" * (2 + len(names)) + "|"]
     for task, sides in result["seconds"].items():
         ratios = [f"{ratio(values, sides['lljax']):.2f}" for name, values in sides.items()
                   if name != "lljax"]
         medians = [f"{1000 * statistics.median(values):.0f}" for values in sides.values()]
         lines.append(f"| {task} | {' | '.join(medians)} | {', '.join(ratios)} |")
     lines += ["", f"Data pipeline and dispatch: {100 * result['pipeline_share']:.1f} % of a "
-              "training step.", "", "| `lljax enhance one.jpg` | wall, s | import | compile | run |",
+              "training step.", "",
+              "| `lljax enhance one.jpg` | wall, s | import | compile | run |",
               "|---|---|---|---|---|"]
     for name, runs in result["start_up"].items():
         cells = [f"{statistics.median(run[key] for run in runs):.1f}"
