@@ -245,7 +245,7 @@ class _Training:
         if not (self.log.writes and self.pairs):
             return
         enhance = self._enhancer(state)
-        shown = [self.pairs[i] for i in range(min(self.config.log.samples, len(self.pairs)))]
+        shown = [self.pairs[i] for i in report.spread(len(self.pairs), self.config.log.samples)]
         sheet = report.contact_sheet({"low": [pair["low"] for pair in shown],
                                       "enhanced": [enhance(pair["low"]) for pair in shown],
                                       "reference": [pair["high"] for pair in shown]})
