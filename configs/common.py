@@ -20,9 +20,11 @@ def get_config(method: str, nets: tuple[str, ...]) -> ConfigDict:
     config.init = ConfigDict({net: placeholder(str) for net in nets})  # workdir or weights file
 
     config.data = ConfigDict(dict(
-        source="demo",  # demo | folder (low only) | pairs (low and high matched by stem) | unpaired
+        source="demo",  # demo | folder (low only) | pairs | unpaired | lol_v1 ...; "a+b" = both
         low=placeholder(str),  # folder of low-light pictures
         high=placeholder(str),  # folder of references (pairs) or of well-lit pictures (unpaired)
+        root=placeholder(str),  # folder that published sets were unpacked into; None = prepared
+        prepared=placeholder(str),  # where they are prepared; None = LLJAX_DATA or a user cache
         resize=0,  # side in px that pictures are resized to, aspect ignored (LANCZOS); 0 = not
         crop=0,  # side in px of a random crop; 0 = whole picture (then all need one size)
         augment="none",  # none | flip (left-right) | dihedral (the 8 symmetries of a square)
@@ -31,7 +33,7 @@ def get_config(method: str, nets: tuple[str, ...]) -> ConfigDict:
     ))
     config.eval = ConfigDict(dict(
         every=0,  # steps between evaluations while training; 0 = never
-        source="demo",  # demo (its test split) | pairs
+        source="demo",  # demo | a published set of pairs (its test split) | pairs; may be joined
         low=placeholder(str),  # pairs: folder of low-light pictures
         high=placeholder(str),  # pairs: folder of references
         limit=0,  # evaluate only the first n pictures; 0 = all

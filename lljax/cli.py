@@ -92,6 +92,24 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     add("files", nargs="+", metavar="FILE", help="the checkpoint's files")
     add("-o", "--output", required=True, metavar="OUT.safetensors", help="file to write")
 
+    add = command("data", _data, "Check pictures before training on them, or prepare a published "
+                  "data set from its download.").add_argument
+    add("action", choices=("check", "prepare"), metavar="ACTION",
+        help="check: counts, sizes, brightness; broken, unmatched, unequal, duplicate and leaking "
+        "pictures; exit code 1 if there are problems. prepare: store a published set for training "
+        "and evaluation")
+    add("source", metavar="SOURCE",
+        help="demo, folder, pairs, unpaired, or a published set (lol_v1, ...)")
+    add("--low", metavar="DIR", help="folder, pairs, unpaired: low-light pictures")
+    add("--high", metavar="DIR", help="pairs: references of the same stems; unpaired: well-lit "
+        "pictures")
+    add("--root", metavar="DIR", help="published set: the folder it was unpacked into (default: "
+        "what was prepared from it)")
+    add("--prepared", metavar="DIR", help="folder of prepared sets (default: LLJAX_DATA, or the "
+        "user's cache)")
+    add("--against", metavar="DIR", help="check: pictures that must not be among the source's, "
+        "e.g. those of a test")
+
     command("doctor", _doctor, "Show versions, devices and the compilation cache.")
     return parser, commands
 
@@ -271,6 +289,22 @@ def _convert(options: argparse.Namespace) -> int:
     convert.convert(options.method, options.files, options.output)
     print(f"wrote {options.output}")
     return 0
+
+
+def _data(options: argparse.Namespace) -> int:
+    from lljax.data import check, datasets
+    if options.action == "prepare":
+        if options.source not in datasets.SETS:
+            raise errors.unknown("published data set", options.source, datasets.SETS)
+        if options.low or options.high or options.against:
+            raise InputError("prepare takes --root and --prepared only")
+        builder = datasets.prepare(options.source, options.root, options.prepared)
+        print(f"{options.source} is prepared in {builder.data_dir}")
+        return 0
+    report = check.check(options.source, low=options.low, high=options.high, root=options.root,
+                         prepared=options.prepared, against=options.against)
+    print("\n".join(report.lines))
+    return 1 if report.problems else 0
 
 
 def _doctor(options: argparse.Namespace) -> int:

@@ -29,8 +29,8 @@ class Data:
                              "must be square: set config.data.crop or config.data.resize")
         self.config = config
         tables = sources.open_tables(
-            config.source, split="train", low=config.low, high=config.high,
-            flags="--config.data.", report=report)
+            config.source, split="train", low=config.low, high=config.high, root=config.root,
+            prepared=config.prepared, flags="--config.data.", report=report)
         room = int(config.cache_gib * 2**30) // len(tables)
         self._tables = [sources.Cached(table, room) for table in tables]
 

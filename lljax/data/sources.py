@@ -1,4 +1,5 @@
-"""Where pictures come from: the built-in demo set and folders, as random-access sequences."""
+"""Where pictures come from: the built-in demo set, folders and published data sets, as
+random-access sequences."""
 
 from __future__ import annotations
 
@@ -9,10 +10,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from lljax import images
-from lljax.data import demo
+from lljax.data import datasets, demo
 from lljax.errors import InputError, unknown
 
-SOURCES = ("demo", "folder", "pairs", "unpaired")
+SOURCES = ("demo", "folder", "pairs", "unpaired", *datasets.SETS)
+WITH_REFERENCES = ("demo", "pairs", *(name for name, row in datasets.SETS.items() if row.paired))
 
 
 class Files:
@@ -157,36 +159,108 @@ class _Role:
         return {"name": record["name"], self.role: record[self.role]}
 
 
+class Mixed:
+    """Several sequences as one; a record's name begins with its source's.
+
+    Args:
+      tables: source -> its records; all with the same roles.
+    """
+
+    def __init__(self, tables: dict[str, Sequence[dict]]):
+        self.tables = tables
+        self._starts = np.cumsum([0, *map(len, tables.values())])
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index: int) -> dict:
+        return self._record(index, lambda table, i: table[i])
+
+    def strict(self, index: int) -> dict:
+        """The record of that index, or InputError if a file of it is broken (for evaluation)."""
+        return self._record(index, _strict)
+
+    @property
+    def skipped(self) -> set[tuple[str, int]]:
+        """The broken records met so far."""
+        return {(name, index) for name, table in self.tables.items()
+                for index in getattr(table, "skipped", ())}
+
+    def _record(self, index: int, read) -> dict:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        which = int(np.searchsorted(self._starts, index, "right")) - 1
+        name, table = list(self.tables.items())[which]
+        record = read(table, index - int(self._starts[which]))
+        return {**record, "name": f"{name}/{record['name']}"}
+
+
+def _strict(table: Sequence[dict], index: int) -> dict:
+    return table.strict(index) if isinstance(table, Files | Mixed) else table[index]
+
+
+def _mix(names: Sequence[str], parts: Sequence[list[Sequence[dict]]]) -> list[Sequence[dict]]:
+    """Tables with the records of all sources, number by number."""
+    if len(set(names)) < len(names):
+        raise InputError(f"data source {'+'.join(names)}: each may be named once")
+    roles = [[_roles(table) for table in part] for part in parts]
+    if any(other != roles[0] for other in roles):
+        shown = "; ".join(f"{name} has {' beside '.join(' and '.join(r) for r in role)}"
+                          for name, role in zip(names, roles, strict=True))
+        raise InputError(f"data source {'+'.join(names)}: only sources of one kind can be mixed "
+                         f"({shown})")
+    return [Mixed(dict(zip(names, column, strict=True))) for column in zip(*parts, strict=True)]
+
+
+def _roles(table: Sequence[dict]) -> list[str]:
+    """The pictures that a table's records have."""
+    record = table.records[0] if isinstance(table, Files) else table[0]
+    return sorted(key for key in record if key != "name")
+
+
 def open_tables(source: str, *, split: str = "train", low: str | None = None,
-                high: str | None = None, flags: str = "--", **kwargs) -> list[Sequence[dict]]:
+                high: str | None = None, root: str | None = None, prepared: str | None = None,
+                flags: str = "--", report=print) -> list[Sequence[dict]]:
     """A source as independent tables; a training sample takes one record of each.
 
     Args:
-      source: "demo" | "folder" | "pairs" | "unpaired".
-      split: "train" | "test"; only `demo` has both.
+      source: "demo" | "folder" | "pairs" | "unpaired" | a name of `datasets.SETS`, or several
+        joined by "+" ("lol_v1+retinex_synthetic"): the records of all.
+      split: "train" | "test"; only `demo` and the published sets have both.
       low: folder of low-light pictures.
       high: folder of references (pairs, matched by stem) or well-lit pictures (unpaired).
+      root: folder that published sets were unpacked into; None if they are prepared.
+      prepared: folder of prepared sets; default `datasets.folder()`.
       flags: how the user names `low` and `high`, for messages ("--config.data.").
-      **kwargs: for `Files`.
+      report: called with a line for every broken record, and when a set is prepared.
 
     Returns:
-      One table of {"low"} or {"low", "high"} records; two for "unpaired". Each record also has
-      its "name".
+      One table of {"low"} or {"low", "high"} records; two for unpaired sources. Each record also
+      has its "name".
 
     Raises:
-      InputError: unknown source, missing or empty folder, pictures without a partner.
+      InputError: unknown source, missing or empty folder, pictures without a partner, sources
+        that cannot be mixed, and as `datasets.prepare`.
     """
+    if "+" in source:
+        names = source.split("+")
+        return _mix(names, [open_tables(
+            name, split=split, low=low, high=high, root=root, prepared=prepared, flags=flags,
+            report=report) for name in names])
+    if source in datasets.SETS:
+        return datasets.tables(source, split, root=root, prepared=prepared, report=report)
     if source == "demo":
         return [demo.records(split)]
     if source == "folder":
-        return [_folder(low, "low", flags, **kwargs)]
+        return [_folder(low, "low", flags, report=report)]
     if source == "pairs":
-        return [_pairs(low, high, flags, **kwargs)]
+        return [_pairs(low, high, flags, report=report)]
     if source == "unpaired":
         if not low and not high:  # the demo set serves as unpaired too
             records = demo.records(split)
             return [_Role(records, "low"), _Role(records, "high")]
-        return [_folder(low, "low", flags, **kwargs), _folder(high, "high", flags, **kwargs)]
+        return [_folder(low, "low", flags, report=report),
+                _folder(high, "high", flags, report=report)]
     raise unknown("data source", source, SOURCES)
 
 
@@ -202,16 +276,21 @@ class Pairs:
     def __getitem__(self, index: int) -> dict:
         if not 0 <= index < len(self):
             raise IndexError(index)
-        return self.table.strict(index) if isinstance(self.table, Files) else self.table[index]
+        return _strict(self.table, index)
 
 
-def open(source: str, *, split: str = "test", low: str | None = None, high: str | None = None,
-         flags: str = "--") -> Pairs:
+def open(source: str, *, split: str = "test", **kwargs) -> Pairs:
     """Pairs to evaluate on: [i] gives {"name", "low", "high"}, uint8 [H, W, 3].
+
+    Args:
+      source: as `open_tables`, with references.
+      split: "train" | "test".
+      **kwargs: for `open_tables`.
 
     Raises:
       InputError: a source without references, or as `open_tables`.
     """
-    if source not in ("demo", "pairs"):
-        raise unknown("source of pairs", source, ("demo", "pairs"))
-    return Pairs(open_tables(source, split=split, low=low, high=high, flags=flags)[0])
+    for name in source.split("+"):
+        if name not in WITH_REFERENCES:
+            raise unknown("source of pairs", name, WITH_REFERENCES)
+    return Pairs(open_tables(source, split=split, **kwargs)[0])

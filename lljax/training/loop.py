@@ -108,8 +108,9 @@ class _Training:
         wanted = self.config.eval
         if not (wanted.every or self.config.log.samples):
             return None
+        data = self.config.data
         return sources.open(wanted.source, split="test", low=wanted.low, high=wanted.high,
-                            flags="--config.eval.")
+                            root=data.root, prepared=data.prepared, flags="--config.eval.")
 
     def _check_terms(self, nets) -> None:
         """The enabled loss terms must be those that the phases' steps return."""
@@ -242,7 +243,7 @@ class _Training:
         return means
 
     def _samples(self, state: State, step: int) -> None:
-        if not (self.log.writes and self.pairs):
+        if not (self.log.writes and self.config.log.samples):
             return
         enhance = self._enhancer(state)
         shown = [self.pairs[i] for i in report.spread(len(self.pairs), self.config.log.samples)]
