@@ -25,10 +25,11 @@ $(VENV)/.ready-$(EXTRAS): pyproject.toml requirements.txt requirements-cpu.txt
 
 demo: setup
 	$(BIN)/python train.py --config configs/zerodce.py:demo --workdir $(DEMO)
-	$(BIN)/python evaluate.py --workdir $(DEMO) --source demo --out $(DEMO)/evaluation
+	$(BIN)/python evaluate.py --workdir $(DEMO) --source demo --report $(DEMO)/evaluation
 	$(BIN)/python -c "from lljax.data import demo; demo.write('$(DEMO)/pictures', 'test')"
 	$(BIN)/lljax enhance $(DEMO)/pictures/low -o $(DEMO)/enhanced --model $(DEMO) --overwrite
 	@echo
+	@echo "report         $(DEMO)/evaluation/report.html"
 	@echo "table          $(DEMO)/evaluation/results.md"
 	@echo "contact sheet  $(DEMO)/evaluation/contact_sheet.png   (low | enhanced | reference)"
 	@echo "enhanced       $(DEMO)/enhanced/"

@@ -18,10 +18,9 @@ from lljax.evaluation.evaluate import (
     higher_is_better,
     interval,
     main,
-    markdown,
     summarise,
-    table,
 )
+from lljax.evaluation.report import markdown, table
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -106,7 +105,7 @@ def test_files(tmp_path):
                        info={"source": "made up", "seed": 7, "command": "evaluate.py"})
     folder = tmp_path / "new" / "eval"
     assert sorted(p.name for p in folder.iterdir()) == [
-        "per_image.csv", "results.json", "results.md"]
+        "contact_sheet.png", "per_image.csv", "results.json", "results.md", "results.tex"]
     assert (folder / "results.md").read_text() == markdown(results) + "\n"
     saved = json.loads((folder / "results.json").read_text())
     assert list(saved["systems"]) == results.systems
@@ -140,14 +139,17 @@ def test_tables_show_every_system_metric_and_protocol():
     results = evaluate({"x4": brighten, "a|b": brighten}, make_pairs(3))
     text, rows = table(results), markdown(results).split("\n")
     for card in results.metrics:
-        assert card.heading in text and card.protocol in text and f"`{card.protocol}`" in rows[-1]
-    for system in results.systems:
-        assert text.count(f"\n{system} ") == 2  # as it is, and after gt-mean
+        assert card.heading in text and card.protocol in text
+        assert any(row.startswith("Protocols:") and f"`{card.protocol}`" in row for row in rows)
+    assert text.count("\nx4 ") == 2  # as it is, and after gt-mean
+    for system in results.systems[1:]:
+        assert text.count(f"\n{system} ") == 4  # and both of them minus the first
     mean = f"{results.means('x4')['psnr']:.2f}"
     assert f"x4         {mean} [" in text
     assert max(map(len, text.split("\n"))) <= 100
-    assert len({row.replace("\\|", "").count("|") for row in rows[:2 + 5]}) == 1
-    assert rows[1] == "|---|---|---|---|---|---|---|" and "a\\|b" in rows[3]
+    grid = [row for row in rows if row.startswith("|")]
+    assert {row.replace("\\|", "").count("|") for row in grid} == {5}
+    assert grid[1] == "|---|---|---|---|" and "a\\|b" in grid[3]
 
 
 def test_unequal_sizes_are_all_named_before_anything_is_enhanced(tmp_path):
@@ -205,8 +207,11 @@ def test_nothing_to_do_is_said():
         evaluate({"x4": brighten}, [])
     with pytest.raises(InputError, match="at least one system"):
         evaluate({}, make_pairs(1), baselines=False)
-    with pytest.raises(InputError, match="'identity'"):
-        evaluate({"identity": brighten}, make_pairs(1))
+    for name in ("identity", "low", "reference"):
+        with pytest.raises(InputError, match=f"'{name}'"):
+            evaluate({name: brighten}, make_pairs(1))
+    with pytest.raises(InputError, match="give out"):
+        evaluate({"x4": brighten}, make_pairs(1), with_report=True)
 
 
 def test_unknown_names_are_refused():
@@ -252,6 +257,7 @@ BAD_FLAGS = [
     (["--source", "par"], 'Did you mean "pairs"'),
     (["--source", "demo", "--low", "x"], "go with --source pairs"),
     (["x.safetensors"], "unexpected argument"),
+    (["--source", "demo", "--out", "a", "--report", "b"], "give one"),
     (["--workdir", "no/such/run"], "no/such/run"),
     (["--low", "no/such/folder", "--high", "no/such/folder"], "no/such/folder"),
 ]

@@ -8,7 +8,9 @@ system must beat (do nothing, two gamma curves) and says over how many pictures 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
+import dataclasses
 import importlib.metadata
 import io
 import json
@@ -35,6 +37,7 @@ System = Callable[[np.ndarray], np.ndarray]
 RESAMPLES = 10_000
 BOOTSTRAP_SEED = 0
 SHOWN = 6  # pictures on the contact sheet
+SETTLED = 10  # pictures from which on a system may be called the best; below, intervals mislead
 LISTED = 20  # bad pictures named in full in one error
 
 
@@ -59,6 +62,26 @@ class Summary:
     protocol: str
 
 
+@dataclass(frozen=True)
+class Difference:
+    """One metric of one system minus another's, over the same pictures.
+
+    Attributes:
+      mean: mean over pictures of the differences; None with an infinite value.
+      ci95: 95 % interval of `mean` over pictures, see `interval`: the pictures are drawn, each
+        with both of its values; None below two pictures or where `mean` is None.
+      n: pictures.
+      wins: pictures on which the system is better; `losses` and `ties` are the others.
+    """
+
+    mean: float | None
+    ci95: tuple[float, float] | None
+    n: int
+    wins: int
+    losses: int
+    ties: int
+
+
 @dataclass
 class Results:
     """Every score of a run.
@@ -78,6 +101,8 @@ class Results:
     values: np.ndarray
     info: dict[str, Any] = field(default_factory=dict)
     _summaries: dict[str, dict[str, Summary]] = field(default_factory=dict, repr=False)
+    _differences: dict[tuple[str, str], dict[str, Difference]] = field(
+        default_factory=dict, repr=False)
 
     def of(self, system: str, metric: str) -> np.ndarray:
         """Per-picture values [n] of one system and metric.
@@ -102,6 +127,39 @@ class Results:
                 card.key: summarise(self.of(system, card.key), card.protocol)
                 for card in self.metrics}
         return self._summaries[system]
+
+    def difference(self, system: str, against: str) -> dict[str, Difference]:
+        """`system` minus `against` by metric, paired by picture; computed once.
+
+        Raises:
+          InputError: no such system in these results.
+        """
+        if (system, against) not in self._differences:
+            self._differences[system, against] = {
+                card.key: difference(self.of(system, card.key), self.of(against, card.key),
+                                     card.better == "up")
+                for card in self.metrics}
+        return self._differences[system, against]
+
+    def is_best(self, system: str, metric: str) -> bool:
+        """Whether the pictures show `system` to be better than every other one.
+
+        That is: its difference from each of the others has a 95 % interval on the better side of
+        0. Intervals of two means may well overlap then: pictures differ more than systems do. The
+        intervals are not corrected for the number of comparisons. Fewer than `SETTLED` pictures
+        show nothing: two that agree would have an interval without 0.
+
+        Raises:
+          InputError: no such system or metric in these results.
+        """
+        up = higher_is_better(metric)
+        means = {name: float(self.of(name, metric).mean()) for name in self.systems}
+        others = [name for name in self.systems if name != system]
+        if len(self.names) < SETTLED or any((means[name] > means[system]) == up for name in others):
+            return False
+        intervals = [self.difference(system, name)[metric].ci95 for name in others]
+        return bool(others) and all(
+            ci95 is not None and (ci95[0] > 0 if up else ci95[1] < 0) for ci95 in intervals)
 
 
 def higher_is_better(metric: str) -> bool:
@@ -144,9 +202,26 @@ def summarise(values: np.ndarray, protocol: str) -> Summary:
                    protocol=protocol)
 
 
+def difference(a: np.ndarray, b: np.ndarray, up: bool = True) -> Difference:
+    """a - b of per-picture values [n] of the same pictures.
+
+    Args:
+      a: values of the system, [n], n >= 1.
+      b: values of what it is compared with, [n].
+      up: whether higher values are better.
+    """
+    finite = bool(np.isfinite(a).all() and np.isfinite(b).all())
+    higher, lower = int((a > b).sum()), int((a < b).sum())
+    wins, losses = (higher, lower) if up else (lower, higher)
+    return Difference(mean=float((a - b).mean()) if finite else None,
+                      ci95=interval(a - b) if finite else None, n=len(a), wins=wins,
+                      losses=losses, ties=len(a) - wins - losses)
+
+
 def evaluate(systems: Mapping[str, System], pairs: Sequence[Mapping[str, Any]], *,
-             out: str | None = None, limit: int = 0, baselines: bool = True,
-             progress: bool = False, info: Mapping[str, Any] | None = None) -> Results:
+             out: str | None = None, with_report: bool = False, limit: int = 0,
+             baselines: bool = True, progress: bool = False,
+             info: Mapping[str, Any] | None = None) -> Results:
     """Scores every system on every pair.
 
     All pairs are read and their sizes compared before the first picture is enhanced, and a picture
@@ -156,7 +231,9 @@ def evaluate(systems: Mapping[str, System], pairs: Sequence[Mapping[str, Any]], 
     Args:
       systems: name -> uint8 [H, W, 3] -> uint8 [H, W, 3].
       pairs: [i] gives {"name": str, "low": uint8 [H, W, 3], "high": the same size}.
-      out: folder for results.json, results.md and per_image.csv; None to write nothing.
+      out: folder for results.json, results.md, results.tex, per_image.csv and contact_sheet.png;
+        None to write nothing.
+      with_report: whether report.html and the folder pictures/ are written into `out` too.
       limit: only the first so many pairs; 0 for all.
       baselines: whether the baselines get rows too.
       progress: whether to show a progress bar on a terminal.
@@ -167,12 +244,16 @@ def evaluate(systems: Mapping[str, System], pairs: Sequence[Mapping[str, Any]], 
 
     Raises:
       InputError: no pairs, unusable pairs (all of them named), a system that returns another
-        size or type (named with the picture), a system with a baseline's name.
+        size or type (named with the picture), a system with a baseline's name or "low" or
+        "reference", a folder that cannot be written to.
     """
     if limit < 0:
         raise InputError(f"limit is {limit}; give the number of pictures, or 0 for all")
-    if taken := sorted(set(systems) & set(BASELINES)):
-        raise InputError(f"a system may not be called {taken[0]!r}: a baseline is")
+    if taken := sorted(set(systems) & {*BASELINES, report.LOW, report.REFERENCE}):
+        raise InputError(f"a system may not be called {taken[0]!r}: that row or column is always "
+                         "there")
+    if with_report and out is None:
+        raise InputError("a report needs a folder: give out")
     rows = {**systems, **(BASELINES if baselines else {})}
     if not rows:
         raise InputError("nothing to evaluate: give at least one system")
@@ -183,18 +264,38 @@ def evaluate(systems: Mapping[str, System], pairs: Sequence[Mapping[str, Any]], 
     names = _check_pairs(pairs, count, max(card.min_side for card in cards))
 
     values = np.empty((len(rows), count, len(cards)))
-    with tqdm(total=count * len(rows), unit="picture", disable=None if progress else True) as bar:
+    sheet: dict[str, list[np.ndarray]] = {}
+    shown = report.spread(count, SHOWN) if out is not None else []
+
+    def keep(label: str, i: int, picture: np.ndarray) -> None:
+        if i in shown and label not in BASELINES:
+            sheet.setdefault(label, []).append(report.shrink(picture))
+        if pictures is not None:
+            pictures.add(label, i, picture)
+
+    files = report.Pictures(out, names, rows) if with_report else contextlib.nullcontext()
+    bar = tqdm(total=count * len(rows), unit="picture", disable=None if progress else True)
+    with files as pictures, bar:
         for i in range(count):
             pair = pairs[i]
+            keep(report.LOW, i, pair["low"])
             for s, (name, system) in enumerate(rows.items()):
-                values[s, i] = _score(name, system, pair, cards)
+                enhanced, values[s, i] = _score(name, system, pair, cards)
+                keep(name, i, enhanced)
                 bar.update()
-    results = Results(list(rows), cards, names, values, {
-        **(info or {}), "pictures": count, "pictures_in_source": len(pairs),
-        "bootstrap": {"resamples": RESAMPLES, "seed": BOOTSTRAP_SEED},
-        "versions": versions(), "date": datetime.now(UTC).isoformat(timespec="seconds")})
-    if out is not None:
-        write(results, out)
+            keep(report.REFERENCE, i, pair["high"])
+        results = Results(list(rows), cards, names, values, {
+            **(info or {}), "pictures": count, "pictures_in_source": len(pairs),
+            "bootstrap": {"resamples": RESAMPLES, "seed": BOOTSTRAP_SEED},
+            "versions": versions(), "date": datetime.now(UTC).isoformat(timespec="seconds")})
+        if out is not None:
+            write(results, out)
+            with report.writing(out):
+                report.write_png(os.path.join(out, "contact_sheet.png"),
+                                 report.contact_sheet(sheet))
+        if pictures is not None:
+            pictures.place()
+            report.write_report(results, pictures, out)
     return results
 
 
@@ -222,10 +323,10 @@ def _check_pairs(pairs: Sequence[Mapping[str, Any]], count: int, min_side: int) 
 
 
 def _score(name: str, system: System, pair: Mapping[str, Any],
-           cards: Sequence[Metric]) -> list[float]:
+           cards: Sequence[Metric]) -> tuple[np.ndarray, list[float]]:
     try:
         enhanced = system(pair["low"])
-        return [card.function(enhanced, pair["high"]) for card in cards]
+        return enhanced, [card.function(enhanced, pair["high"]) for card in cards]
     except InputError as error:
         raise InputError(f"{name} on {pair['name']}: {error}") from error
     except Exception as error:
@@ -245,7 +346,10 @@ def versions() -> dict[str, str]:
 
 
 def to_json(results: Results) -> str:
-    """The summary as JSON: {"systems": {system: {metric: {...}}}, ...}.
+    """The summary as JSON: {"systems": {system: {metric: {...}}}, "paired": {...}, ...}.
+
+    "paired" compares every other row with the first: {"against": the first row's name,
+    "systems": {system: {metric: its value minus the first row's, see `Difference`}}}.
 
     JSON has no infinity: an infinite mean is the string "inf" (`float("inf")` reads it), and its
     sd and ci95 are null. There is never a NaN.
@@ -258,8 +362,12 @@ def to_json(results: Results) -> str:
     cards = {card.key: {"title": card.title, "unit": card.unit, "better": card.better,
                         "colour": card.colour, "reference": card.reference,
                         "protocol": card.protocol} for card in results.metrics}
-    return json.dumps({"systems": systems, "metrics": cards, **results.info}, indent=1,
-                      allow_nan=False) + "\n"
+    first, *others = results.systems
+    paired = {"against": first, "systems": {
+        name: {key: dataclasses.asdict(d) for key, d in results.difference(name, first).items()}
+        for name in others}}
+    return json.dumps({"systems": systems, "paired": paired, "metrics": cards, **results.info},
+                      indent=1, allow_nan=False) + "\n"
 
 
 def to_csv(results: Results) -> str:
@@ -274,75 +382,21 @@ def to_csv(results: Results) -> str:
 
 
 def write(results: Results, out: str) -> None:
-    """Writes per_image.csv, results.json and results.md into `out`, each whole or not at all.
+    """Writes the scores and tables into `out`, each file whole or not at all.
+
+    The files: per_image.csv, results.json, results.md, results.tex.
 
     Raises:
       InputError: the folder cannot be made or written to.
     """
-    try:
+    with report.writing(out):
         os.makedirs(out, exist_ok=True)
         for name, text in (("per_image.csv", to_csv(results)), ("results.json", to_json(results)),
-                           ("results.md", markdown(results) + "\n")):
+                           ("results.md", report.markdown(results) + "\n"),
+                           ("results.tex", report.latex(results) + "\n")):
             with images.atomic(os.path.join(out, name)) as file:
-                file.write(text.encode())
-    except OSError as error:
-        raise InputError(f"cannot write results into {out!r}: {error.strerror}") from error
-
-
-def _cell(summary: Summary, card: Metric) -> str:
-    if summary.n_inf:
-        return f"inf ({summary.n_inf} of {summary.n})"
-    shown = f"{summary.mean:.{card.digits}f}"
-    if summary.ci95 is not None:
-        shown += " [{:.{d}f}, {:.{d}f}]".format(*summary.ci95, d=card.digits)
-    return shown
-
-
-def _cells(results: Results, cards: Sequence[Metric]) -> list[list[str]]:
-    body = []
-    for system in results.systems:
-        summary = results.summary(system)
-        body.append([system, *(_cell(summary[card.key], card) for card in cards)])
-    return body
-
-
-def _caption(results: Results) -> str:
-    source = results.info.get("source")
-    n, total = len(results.names), results.info.get("pictures_in_source", len(results.names))
-    shown = f"{n} pictures" if n == total else f"the first {n} of {total} pictures"
-    shown += f" of {source}" if source else ""
-    shown += "; mean [95 % bootstrap interval over pictures]" if n > 1 else "; no interval"
-    return shown + "; (up): higher is better"
-
-
-def table(results: Results) -> str:
-    """The results as fixed-width text: scores as they are, then those after gt-mean."""
-    lines = [_caption(results)]
-    for corrected in (False, True):
-        cards = [card for card in results.metrics if card.gt_mean == corrected]
-        rows = [["", *(card.heading for card in cards)], *_cells(results, cards)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines.append("")
-        if corrected:
-            lines.append("after scaling each output to its reference's mean grey "
-                         "(never compare with the above):")
-        lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)
-                            ).rstrip() for row in rows]
-        lines.append("  " + " ".join(card.protocol for card in cards))
-    if np.isinf(results.values).any():
-        lines.append("inf (k of n): k outputs equal their reference")
-    return "\n".join(lines)
-
-
-def markdown(results: Results) -> str:
-    """The results as one Markdown table, with the protocols below it."""
-    cards = results.metrics
-    lines = ["| system | " + " | ".join(card.heading for card in cards) + " |",
-             "|---" * (len(cards) + 1) + "|"]
-    lines += ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |"
-              for row in _cells(results, cards)]
-    protocols = ", ".join(f"`{card.protocol}`" for card in cards)
-    return "\n".join([*lines, "", f"{_caption(results)}. Protocols: {protocols}."])
+                # A file name need not be UTF-8.
+                file.write(text.encode("utf-8", "backslashreplace"))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -354,7 +408,7 @@ def _parser() -> _Parser:
     parser = _Parser(
         prog="evaluate.py", allow_abbrev=False, description="Score trained systems and the "
         "baselines on pictures with references; writes results.json, results.md, "
-        "per_image.csv and contact_sheet.png.")
+        "results.tex, per_image.csv and contact_sheet.png, with --report also a page to look at.")
     add = parser.add_argument
     add("--workdir", action="append", default=[], metavar="W",
         help="folder of a training; may be repeated")
@@ -370,6 +424,8 @@ def _parser() -> _Parser:
         help="seed of systems that draw random numbers")
     add("--out", metavar="DIR", help="where to write (default: W/eval_<source> for one workdir, "
         "else ./eval_<source>)")
+    add("--report", metavar="DIR", help="write everything into DIR, with report.html (opens "
+        "offline) and all pictures")
     return parser
 
 
@@ -387,6 +443,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
                          "--low DIR --high DIR); --help shows all flags")
     if args.split not in ("train", "test"):
         raise unknown("split", args.split, ("train", "test"))
+    if args.out is not None and args.report is not None:
+        raise InputError("--out and --report both say where to write; give one")
     if args.limit < 0:
         raise InputError(f"--limit is {args.limit}; give the number of pictures, or 0 for all")
     return args
@@ -467,15 +525,14 @@ def main(argv: Sequence[str]) -> int:
     label = _label(source, args.split, low, high)
     systems = {name: enhancer.load(path, seed=args.seed) for name, path in models.items()}
     single = args.workdir[0] if len(args.workdir) == 1 and not args.weights else ""
-    out = args.out or os.path.join(single, f"eval_{label}")
+    out = args.report or args.out or os.path.join(single, f"eval_{label}")
     described = f"{low} and {high}" if source == "pairs" else f"{source} ({args.split})"
-    results = evaluate(systems, pairs, out=out, limit=args.limit, progress=True, info={
-        "source": described, "seed": args.seed, "models": models, "command": shlex.join(argv)})
-    shown = [pairs[i] for i in report.spread(len(results.names), SHOWN)]
-    report.write_png(os.path.join(out, "contact_sheet.png"), report.contact_sheet({
-        "low": [pair["low"] for pair in shown],
-        **{name: [system(pair["low"]) for pair in shown] for name, system in systems.items()},
-        "reference": [pair["high"] for pair in shown]}))
-    print(table(results))
-    print(f"\nwrote results.json, results.md, per_image.csv and contact_sheet.png to {out}")
+    results = evaluate(
+        systems, pairs, out=out, with_report=bool(args.report), limit=args.limit, progress=True,
+        info={"source": described, "seed": args.seed, "models": models,
+              "command": shlex.join(argv)})
+    print(report.table(results))
+    more = "report.html, pictures/, " if args.report else ""
+    print(f"\nwrote {more}results.json, results.md, results.tex, per_image.csv and "
+          f"contact_sheet.png to {out}")
     return 0

@@ -1,11 +1,204 @@
-"""Pictures of results: contact sheets."""
+"""What a person looks at: tables as text, Markdown and LaTeX, contact sheets, and report.html."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import html
+import importlib.resources
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
+
+from lljax import images
+from lljax.errors import InputError
+from lljax.evaluation.baselines import BASELINES
+from lljax.evaluation.metrics import Metric
+
+if TYPE_CHECKING:
+    from lljax.evaluation.evaluate import Results
+
+LOW, REFERENCE = "low", "reference"  # labels of the given pictures beside the systems' names
+THUMBNAIL = 320  # px, longest side of the small pictures that report.html shows in rows
+_MARK = '<meta name="generator" content="lljax">'  # a report.html with it may be replaced
+
+
+# Tables: one content (`_sections`), four ways to write it down.
+
+
+class _Cell(NamedTuple):
+    value: str
+    interval: str = ""  # 95 %, in brackets
+    count: str = ""  # pictures better / worse
+    best: bool = False
+
+    @property
+    def text(self) -> str:
+        return " ".join(filter(None, (self.value, self.interval, self.count)))
+
+
+class _Section(NamedTuple):
+    title: str
+    cards: list[Metric]
+    rows: list[tuple[str, list[_Cell]]]  # system, a cell a metric
+
+
+def _sections(results: Results) -> list[_Section]:
+    """Scores, scores after gt-mean, then the same two as differences from the first row."""
+    plain, corrected = ([card for card in results.metrics if card.gt_mean == wanted]
+                        for wanted in (False, True))
+    first, *others = results.systems
+    scaled = "after scaling each output to its reference's mean grey"
+    scores = [_Section(title, cards, [(name, [_score_cell(results, name, card) for card in cards])
+                                      for name in results.systems])
+              for title, cards in (("scores", plain),
+                                   (f"{scaled} (never compare with the above)", corrected))]
+    if not others:
+        return scores
+    minus = f"each row minus {first}, paired by picture; w/l: better on w, worse on l"
+    return scores + [
+        _Section(title, cards, [(name, [_difference_cell(results, name, first, card)
+                                        for card in cards]) for name in others])
+        for title, cards in ((minus, plain), (f"the same {scaled}", corrected))]
+
+
+def _score_cell(results: Results, system: str, card: Metric) -> _Cell:
+    summary = results.summary(system)[card.key]
+    if summary.n_inf:
+        return _Cell(f"inf ({summary.n_inf} of {summary.n})")
+    return _Cell(f"{summary.mean:.{card.digits}f}", _brackets(summary.ci95, card),
+                 best=results.is_best(system, card.key))
+
+
+def _difference_cell(results: Results, system: str, first: str, card: Metric) -> _Cell:
+    difference = results.difference(system, first)[card.key]
+    value = "inf" if difference.mean is None else f"{difference.mean:+.{card.digits}f}"
+    return _Cell(value, _brackets(difference.ci95, card),
+                 f"{difference.wins}/{difference.losses}")
+
+
+def _brackets(ci95: tuple[float, float] | None, card: Metric) -> str:
+    return "" if ci95 is None else "[{:.{d}f}, {:.{d}f}]".format(*ci95, d=card.digits)
+
+
+def _caption(results: Results, arrows: bool = False) -> str:
+    source = results.info.get("source")
+    n, total = len(results.names), results.info.get("pictures_in_source", len(results.names))
+    shown = f"{n} pictures" if n == total else f"the first {n} of {total} pictures"
+    shown += f" of {source}" if source else ""
+    shown += "; mean [95 % bootstrap interval over pictures]" if n > 1 else "; no interval"
+    return shown + ("; arrows point to the better side" if arrows else "; (up): higher is better")
+
+
+def _notes(results: Results, bold: bool = True) -> list[str]:
+    """What a reader of the tables has to know, as far as it occurs in them."""
+    notes = []
+    cells = [cell for section in _sections(results) for _, row in section.rows for cell in row]
+    if bold and any(cell.best for cell in cells):
+        notes.append("bold: better than every other row, no paired 95 % interval has a 0 in it")
+    if np.isinf(results.values).any():
+        notes.append("inf (k of n): k outputs equal their reference")
+    return notes
+
+
+def table(results: Results) -> str:
+    """The results as fixed-width text: scores, those after gt-mean, paired differences."""
+    lines = [_caption(results)]
+    for section in _sections(results):
+        lines += ["", f"{section.title}:"]
+        rows = [["", *(card.heading for card in section.cards)],
+                *([name, *(cell.text for cell in cells)] for name, cells in section.rows)]
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)
+                            ).rstrip() for row in rows]
+        lines.append("  " + " ".join(card.protocol for card in section.cards))
+    return "\n".join([*lines, *_notes(results, bold=False)])
+
+
+def markdown(results: Results) -> str:
+    """The results as Markdown tables, each with its protocols below it."""
+    def line(cells: Sequence[str]) -> str:
+        safe = (_one_line(cell).replace("|", "\\|").replace("<", "&lt;") for cell in cells)
+        return "| " + " | ".join(safe) + " |"
+
+    blocks = []
+    for section in _sections(results):
+        rows = [line(["system", *(card.heading for card in section.cards)]),
+                "|---" * (len(section.cards) + 1) + "|"]
+        rows += [line([name, *(f"**{cell.text}**" if cell.best else cell.text for cell in cells)])
+                 for name, cells in section.rows]
+        protocols = ", ".join(f"`{card.protocol}`" for card in section.cards)
+        blocks.append("\n".join([f"{_sentence(section.title)}:", "", *rows, "",
+                                 f"Protocols: {protocols}."]))
+    notes = "; ".join([_caption(results), *_notes(results)])
+    return "\n\n".join([*blocks, f"{_sentence(notes)}."])
+
+
+def latex(results: Results) -> str:
+    """The results as LaTeX tables (booktabs), to be included in a paper.
+
+    A value is bold where its row is better than every other row in pairs (see
+    `Results.is_best`); a column in which the pictures do not settle that has no bold value.
+    """
+    blocks = [r"% \usepackage{booktabs}"]
+    for section in _sections(results):
+        head = " & ".join(["System", *(_latex_heading(card) for card in section.cards)])
+        rows = [" & ".join([escape_latex(name), *map(_latex_cell, cells)]) + r" \\"
+                for name, cells in section.rows]
+        after = sum(name not in BASELINES for name, _ in section.rows)
+        if 0 < after < len(rows):
+            rows.insert(after, r"\midrule")
+        protocols = ", ".join(rf"\texttt{{{escape_latex(card.protocol)}}}"
+                              for card in section.cards)
+        title = escape_latex(_sentence(section.title))
+        notes = escape_latex(_sentence(
+            "; ".join([_caption(results, arrows=True), *_notes(results)])))
+        blocks.append("\n".join([
+            r"\begin{table}", r"\centering\small\setlength{\tabcolsep}{4pt}",
+            rf"\begin{{tabular}}{{l{'r' * len(section.cards)}}}",
+            r"\toprule", rf"{head} \\", r"\midrule", *rows, r"\bottomrule", r"\end{tabular}",
+            rf"\caption{{{title}. {notes}. Protocols: {protocols}.}}", r"\end{table}"]))
+    return "\n\n".join(blocks)
+
+
+_LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+          "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''",
+          **{c: f"\\{c}" for c in "&%$#_{}"}}
+
+
+def escape_latex(text: str) -> str:
+    """Text that LaTeX shows as it is; line breaks become spaces."""
+    return "".join(_LATEX.get(c, c) for c in _one_line(text))
+
+
+def _latex_heading(card: Metric) -> str:
+    arrow = r"$\uparrow$" if card.better == "up" else r"$\downarrow$"
+    return " ".join(filter(None, (escape_latex(card.title), escape_latex(card.unit), arrow)))
+
+
+def _latex_cell(cell: _Cell) -> str:
+    value, interval = (part.replace("-", "$-$") for part in (cell.value, cell.interval))
+    shown = rf"\textbf{{{value}}}" if cell.best else value
+    small = " ".join(filter(None, (interval, cell.count)))
+    return shown + (rf" {{\scriptsize {small}}}" if small else "")
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _sentence(text: str) -> str:
+    return _one_line(text[:1].upper() + text[1:])
+
+
+# Pictures.
 
 
 def contact_sheet(columns: Mapping[str, Sequence[np.ndarray]], width: int = 320) -> np.ndarray:
@@ -40,6 +233,12 @@ def contact_sheet(columns: Mapping[str, Sequence[np.ndarray]], width: int = 320)
     return np.asarray(sheet)
 
 
+def shrink(picture: np.ndarray, width: int = 320) -> np.ndarray:
+    """A picture uint8 [H, W, 3] at the width of a contact sheet's column."""
+    size = (width, max(1, round(width * picture.shape[0] / picture.shape[1])))
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.LANCZOS))
+
+
 def spread(count: int, shown: int) -> list[int]:
     """At most `shown` indices spread evenly over range(count)."""
     return sorted({i * count // min(shown, count) for i in range(min(shown, count))})
@@ -48,3 +247,282 @@ def spread(count: int, shown: int) -> list[int]:
 def write_png(path: str, picture: np.ndarray) -> None:
     """Writes uint8 [H, W, 3] as a PNG."""
     Image.fromarray(picture).save(path, "PNG")
+
+
+class Pictures:
+    """The pictures of an evaluation as files, written while it runs: none is enhanced twice.
+
+    `with Pictures(out, names, labels) as pictures` collects them in a temporary folder of `out`,
+    which `place` renames to `out`/pictures; without it nothing is left behind. Two files each:
+
+    * thumbnails/<label>/<name>.jpg: longest side at most `THUMBNAIL` px; what the page shows in
+      rows, so that it stays light whatever the pictures are;
+    * <label>/<name>.png for systems: exactly the pixels that were scored, for other programs too.
+      Low-light pictures, references and baselines are there to be looked at: JPEG, quality 95.
+
+    Attributes:
+      labels: "low", the systems, "reference"; what "identity" returns is not written again, its
+        files are those of "low".
+      names: the pictures' names.
+      sizes: [i] is (width, height) in px.
+    """
+
+    def __init__(self, out: str, names: Sequence[str], systems: Sequence[str]):
+        self.out, self.names = out, list(names)
+        self.labels = [LOW, *systems, REFERENCE]
+        self.sizes: list[tuple[int, int]] = [(0, 0)] * len(self.names)
+        written = [label for label in self.labels if label != "identity"]
+        self._folders = dict(zip(written, _file_names(["thumbnails", *written])[1:], strict=True))
+        self._files = _file_names([os.path.splitext(name)[0] for name in self.names])
+        self._folder = ""
+
+    def __enter__(self) -> Pictures:
+        """Makes the temporary folder.
+
+        Raises:
+          InputError: `out` cannot be written to, or has a folder of pictures that no report made.
+        """
+        place = os.path.join(self.out, "pictures")
+        if os.path.lexists(place) and not _is_report(os.path.join(self.out, "report.html")):
+            raise InputError(f"{place} is there already and not of a report, so it is left alone; "
+                             "choose another folder for the report")
+        self._made = not os.path.lexists(self.out)
+        with writing(self.out):
+            os.makedirs(self.out, exist_ok=True)
+            self._folder = tempfile.mkdtemp(prefix=".pictures.", suffix=".tmp", dir=self.out)
+            os.chmod(self._folder, 0o755)  # mkdtemp's 0o700 would hide a shared report's pictures
+            for label in self._folders:
+                for path in (self.thumbnail(label, 0), self.full(label, 0)):
+                    os.makedirs(os.path.dirname(self._at(path)), exist_ok=True)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        """Removes the temporary folder if it was not placed."""
+        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._made:
+            with contextlib.suppress(OSError):  # not empty: the results are in it
+                os.rmdir(self.out)
+
+    def thumbnail(self, label: str, index: int) -> str:
+        """Address of the small picture, relative to the report; safe to write in HTML."""
+        return f"pictures/thumbnails/{self._stem(label, index)}.jpg"
+
+    def full(self, label: str, index: int) -> str:
+        """Address of the picture in full size, relative to the report; safe to write in HTML."""
+        copy = label in (LOW, REFERENCE) or label in BASELINES
+        return f"pictures/{self._stem(label, index)}.{'jpg' if copy else 'png'}"
+
+    def add(self, label: str, index: int, pixels: np.ndarray) -> None:
+        """Writes uint8 [H, W, 3], the picture of that label and index."""
+        if label == "identity":
+            return
+        self.sizes[index] = (pixels.shape[1], pixels.shape[0])
+        images.write(self._at(self.full(label, index)), images.Picture(pixels))
+        small = Image.fromarray(pixels)
+        small.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
+        with writing(self.out):
+            small.save(self._at(self.thumbnail(label, index)), "JPEG", quality=80)
+
+    def place(self) -> None:
+        """Gives the folder its name; the pictures of an earlier report there go away."""
+        place = os.path.join(self.out, "pictures")
+        with writing(self.out):
+            if os.path.lexists(place):
+                os.rename(place, f"{self._folder}/earlier")
+            os.rename(self._folder, place)
+            shutil.rmtree(os.path.join(place, "earlier"), ignore_errors=True)
+
+    def _stem(self, label: str, index: int) -> str:
+        return f"{self._folders[LOW if label == 'identity' else label]}/{self._files[index]}"
+
+    def _at(self, path: str) -> str:
+        return os.path.join(self._folder, os.path.relpath(path, "pictures"))
+
+
+def _is_report(path: str) -> bool:
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return _MARK in file.read(2000)
+    except OSError:
+        return False
+
+
+def _file_names(names: Sequence[str]) -> list[str]:
+    """Names that are safe in files and addresses, one each, as near to the given as can be."""
+    safe, taken = [], set()
+    for i, name in enumerate(names):
+        short = re.sub(r"[^A-Za-z0-9._-]+", "_", name).strip("._")[:80] or str(i)
+        while short.lower() in taken:  # some file systems know no capitals
+            short += f"_{i}"
+        taken.add(short.lower())
+        safe.append(short)
+    return safe
+
+
+@contextlib.contextmanager
+def writing(out: str) -> Iterator[None]:
+    """What goes wrong with files while writing into the folder `out` is an `InputError`."""
+    try:
+        yield
+    except OSError as error:
+        raise InputError(f"cannot write results into {out!r}: {error.strerror or error}"
+                         ) from error
+
+
+# report.html: the template has the looks and the moving parts, this has the content.
+
+
+def write_report(results: Results, pictures: Pictures, out: str) -> None:
+    """Writes report.html into `out`; it opens from the file system and fetches nothing.
+
+    Args:
+      results: the scores; all numbers of the page are these.
+      pictures: placed in `out`.
+      out: an existing folder.
+
+    Raises:
+      InputError: the file cannot be written.
+    """
+    template = importlib.resources.files(__package__).joinpath("report.html").read_text("utf-8")
+    parts = {"mark": _MARK, "caption": escape(_sentence(_caption(results, arrows=True))),
+             "notes": escape("; ".join(_notes(results))),
+             "tables": _html_tables(results),
+             "plots": "\n".join(_plot(results, card) for card in results.metrics),
+             "pictures": _html_pictures(results, pictures), "info": _html_info(results),
+             "data": _data(results, pictures)}
+    # One pass: what a part contains is never taken for a place to fill.
+    page = re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+    with writing(out), images.atomic(os.path.join(out, "report.html")) as file:
+        file.write(page.encode("utf-8", "backslashreplace"))
+
+
+def escape(text: str) -> str:
+    """Text for HTML, inside tags and quoted attributes alike."""
+    return html.escape(text, quote=True)
+
+
+def _html_tables(results: Results) -> str:
+    blocks = []
+    for k, section in enumerate(_sections(results)):
+        head = "".join(f'<th scope="col">{_html_heading(card)}</th>' for card in section.cards)
+        rows = []
+        for name, cells in section.rows:
+            body = "".join(
+                f'<td{" class=best" if cell.best else ""}><span>{escape(cell.value)}</span> '
+                f"<small>{escape(' '.join(filter(None, (cell.interval, cell.count))))}</small></td>"
+                for cell in cells)
+            kind = ' class="baseline"' if name in BASELINES else ""
+            rows.append(f'<tr{kind}><th scope="row">{escape(name)}</th>{body}</tr>')
+        protocols = " ".join(f"<code>{escape(card.protocol)}</code>" for card in section.cards)
+        corrected = ' class="corrected"' if section.cards[0].gt_mean else ""
+        title = escape(_sentence(section.title))
+        blocks.append(
+            f'<h3 id="table-{k}">{title}</h3>\n'
+            f'<div class="scroll" role="region" tabindex="0" aria-labelledby="table-{k}">'
+            f'<table{corrected}><thead><tr><th scope="col">system</th>{head}</tr></thead>\n'
+            "<tbody>" + "\n".join(rows) + "</tbody></table></div>\n"
+            f'<p class="protocols">{protocols}</p>')
+    return "\n".join(blocks)
+
+
+def _html_heading(card: Metric) -> str:
+    arrow, word = ("\u2191", "higher") if card.better == "up" else ("\u2193", "lower")
+    name = " ".join(filter(None, (card.title, card.unit)))
+    return f'{escape(name)} <abbr title="{word} is better">{arrow}</abbr>'
+
+
+def _plot(results: Results, card: Metric) -> str:
+    """One metric as SVG: a dot a picture, the mean, and its interval; one band a system."""
+    width, band, top = 400, 46, 18
+    height = top + band * len(results.systems) + 24
+    values = {name: results.of(name, card.key) for name in results.systems}
+    finite = np.concatenate([v[np.isfinite(v)] for v in values.values()])
+    low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
+    margin = 0.03 * (high - low) or 0.5
+    low, high = low - margin, high + margin
+
+    def x(value: float) -> str:
+        return f"{10 + (width - 20) * (value - low) / (high - low):.1f}"
+
+    parts = []
+    for tick in _ticks(low, high):
+        parts.append(f'<path class="grid" d="M{x(tick)} {top}V{height - 22}"/>'
+                     f'<text class="tick" x="{x(tick)}" y="{height - 7}">{tick:g}</text>')
+    for row, name in enumerate(results.systems):
+        cell, y = _score_cell(results, name, card), top + band * row + 30
+        short = name if len(name) <= 28 else f"{name[:27]}\u2026"
+        parts.append(f'<g class="{"baseline" if name in BASELINES else "model"}">'
+                     f'<text x="4" y="{y - 17}">{escape(short)}</text>'
+                     f'<text class="mean" x="{width - 4}" y="{y - 17}">{escape(cell.text)}</text>')
+        summary = results.summary(name)[card.key]
+        if summary.ci95:
+            parts.append(f'<path class="interval" d="M{x(summary.ci95[0])} {y}'
+                         f'H{x(summary.ci95[1])}"/>')
+        for i, value in enumerate(values[name]):
+            if np.isfinite(value):  # the vertical place has no meaning: it keeps dots apart
+                parts.append(
+                    f'<circle data-i="{i}" cx="{x(value)}" cy="{y - 6 + i * 0.618 % 1 * 12:.1f}" '
+                    f'r="2.6"><title>{escape(results.names[i])}: {value:.{card.digits}f}'
+                    "</title></circle>")
+        if math.isfinite(summary.mean):
+            parts.append(f'<path class="centre" d="M{x(summary.mean)} {y - 9}v18"/>')
+        parts.append("</g>")
+    corrected = ' class="corrected"' if card.gt_mean else ""
+    return (f"<figure{corrected}><figcaption>{_html_heading(card)}</figcaption>"
+            f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(card.heading)}: '
+            f'values by picture">{"".join(parts)}</svg></figure>')
+
+
+def _ticks(low: float, high: float) -> list[float]:
+    """Round numbers between the two, at most 6."""
+    step = 10 ** math.floor(math.log10(high - low))
+    step = next(step * k for k in (0.2, 0.5, 1, 2) if (high - low) / (step * k) <= 6)
+    return [round(i * step, 10) for i in range(math.ceil(low / step), math.floor(high / step) + 1)]
+
+
+def _html_pictures(results: Results, pictures: Pictures) -> str:
+    """The table of every score: a row a picture, columns by metric and, within it, system."""
+    cards, systems = results.metrics, results.systems
+    groups = "".join(f'<th scope="colgroup" colspan="{len(systems)}" data-m="{m}">'
+                     f"{_html_heading(card)}</th>" for m, card in enumerate(cards))
+    columns = "".join(f'<th scope="col" data-m="{m}"><button type="button">{escape(name)}</button>'
+                      "</th>" for m in range(len(cards)) for name in systems)
+    rows = []
+    for i, name in enumerate(results.names):
+        cells = "".join(f'<td data-v="{_number(results.values[s, i, m])}">'
+                        f"{results.values[s, i, m]:.{card.digits}f}</td>"
+                        for m, card in enumerate(cards) for s in range(len(systems)))
+        rows.append(
+            f'<tr data-i="{i}"><th scope="row"><a href="#picture-{i}">'
+            f'<img src="{pictures.thumbnail(systems[0], i)}" loading="lazy" alt="" width="64" '
+            f'height="48">{escape(name)}</a></th>{cells}</tr>')
+    return ('<thead><tr><th scope="col" rowspan="2"><button type="button">picture</button></th>'
+            f"{groups}</tr>\n<tr>{columns}</tr></thead>\n<tbody>" + "\n".join(rows) + "</tbody>")
+
+
+def _number(value: float) -> str:
+    """A number as JavaScript and Python read it."""
+    return repr(float(value)) if math.isfinite(value) else "Infinity"
+
+
+def _html_info(results: Results) -> str:
+    def shown(value: object) -> str:
+        if isinstance(value, dict):
+            return ", ".join(f"{key}: {inner}" for key, inner in value.items())
+        return str(value)
+
+    return "\n".join(f"<dt>{escape(key)}</dt><dd>{escape(shown(value))}</dd>"
+                     for key, value in results.info.items())
+
+
+def _data(results: Results, pictures: Pictures) -> str:
+    """What the page's script needs and no table of it has."""
+    count = range(len(results.names))
+    data = {
+        "names": results.names, "systems": results.systems, "sizes": pictures.sizes,
+        "metrics": [{"title": card.title, "unit": card.unit, "better": card.better,
+                     "digits": card.digits} for card in results.metrics],
+        "labels": pictures.labels, "models": sum(n not in BASELINES for n in results.systems),
+        "thumbnails": [[pictures.thumbnail(label, i) for i in count] for label in pictures.labels],
+        "full": [[pictures.full(label, i) for i in count] for label in pictures.labels]}
+    return json.dumps(data).replace("<", "\\u003c")  # a name may not end the script element
