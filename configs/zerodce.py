@@ -25,12 +25,13 @@ OFFICIAL = dict(
     data=dict(resize=256),
     loss=dict(
         spatial=dict(weight=1.0, form="code"),
-        exposure=dict(weight=10.0, form="code"),
+        exposure=dict(weight=10.0, level=0.6, form="code"),
         color=dict(weight=5.0, form="code"),
         smoothness=dict(weight=200.0, form="code"),
     ),
     phase=dict(train=dict(
-        steps=50_050, batch_size=8, optim=dict(curve=dict(weight_decay=1e-4, clip=0.1)))),
+        steps=50_050, batch_size=8,
+        optim=dict(curve=dict(lr=1e-4, weight_decay=1e-4, clip=0.1)))),
 )
 
 # Section 3.3 and 4 of the paper. It leaves unsaid: the length (here 200 epochs of its 2,422
@@ -42,12 +43,13 @@ PAPER = dict(
     data=dict(resize=512),
     loss=dict(
         spatial=dict(weight=1.0, form="paper"),
-        exposure=dict(weight=1.0, form="paper"),
+        exposure=dict(weight=1.0, level=0.6, form="paper"),
         color=dict(weight=0.5, form="paper"),
         smoothness=dict(weight=20.0, form="paper"),
     ),
     phase=dict(train=dict(
-        steps=60_550, batch_size=8, optim=dict(curve=dict(weight_decay=0.0, clip=0.0)))),
+        steps=60_550, batch_size=8,
+        optim=dict(curve=dict(lr=1e-4, weight_decay=0.0, clip=0.0)))),
 )
 
 # The real network and terms, seconds on two cores.
@@ -73,7 +75,7 @@ def get_config(presets: str = "") -> ConfigDict:
     """The complete config, locked.
 
     Args:
-      presets: comma list of official, paper, smoke, demo, demo.
+      presets: comma list of official, paper, smoke, demo.
     """
     config = common.get_config("zerodce", ("curve",))
     config.data.resize = 256  # px; the paper says 512, the official program resizes to 256

@@ -46,7 +46,11 @@ class Checkpoints:
         folder = os.path.abspath(os.path.join(workdir, "checkpoints"))
         self._writes = not read_only and jax.process_index() == 0
         if self._writes:
-            os.makedirs(folder, exist_ok=True)
+            try:
+                os.makedirs(folder, exist_ok=True)
+            except OSError as error:
+                raise InputError(f"cannot write checkpoints to {folder!r}: {error.strerror}; "
+                                 "choose another --workdir") from error
         # Orbax would wait for every process at a barrier; the state is the same in all of them, so
         # the first one writes and each reads by itself.
         process = jax.process_index()
@@ -88,8 +92,7 @@ class Checkpoints:
 
     def meta(self, step: int) -> dict[str, Any]:
         """{"config": ConfigDict, "phase": str, "phase_step": int} of a checkpoint."""
-        meta = self._manager.restore(
-            step, args=ocp.args.Composite(meta=ocp.args.JsonRestore())).meta
+        meta = self._restored(step, meta=ocp.args.JsonRestore()).meta
         return {**meta, "config": config_lib.from_json(json.dumps(meta["config"]))}
 
     def restore(self, step: int, target: Any) -> Any:
@@ -106,7 +109,8 @@ class Checkpoints:
         try:
             return self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(blank))).state
-        except ValueError as error:
+        except (ValueError, KeyError, OSError, RuntimeError) as error:
+            self.raw(step)  # raises if the fault is the file's
             reason = " ".join(str(error).split())[:300]
             raise InputError(
                 f"the checkpoint at step {step} of {self._manager.directory} does not fit this "
@@ -115,8 +119,17 @@ class Checkpoints:
 
     def raw(self, step: int) -> dict[str, Any]:
         """The state of a checkpoint as nested dicts, without knowing its method."""
-        return self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore())).state
+        return self._restored(step, state=ocp.args.StandardRestore()).state
+
+    def _restored(self, step: int, **items: Any) -> Any:
+        try:
+            return self._manager.restore(step, args=ocp.args.Composite(**items))
+        except (ValueError, KeyError, OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(
+                f"the checkpoint at step {step} of {self._manager.directory} cannot be read, it is "
+                f"damaged or incomplete; delete that folder to go on from an older one ({reason})"
+            ) from error
 
 
 def load_nets(workdir: str) -> tuple[ConfigDict, dict[str, Any]]:

@@ -91,6 +91,8 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     add("method", metavar="METHOD", help="its method (see `lljax models`)")
     add("files", nargs="+", metavar="FILE", help="the checkpoint's files")
     add("-o", "--output", required=True, metavar="OUT.safetensors", help="file to write")
+    add("--presets", default="", help="presets of the method's config, a comma list")
+    add("--overwrite", action="store_true", help="replace an existing file")
 
     add = command("data", _data, "Check pictures before training on them, or prepare a published "
                   "data set from its download.").add_argument
@@ -286,7 +288,8 @@ def _models(options: argparse.Namespace) -> int:
 
 def _convert(options: argparse.Namespace) -> int:
     from lljax import convert
-    convert.convert(options.method, options.files, options.output)
+    convert.convert(options.method, options.files, options.output, options.presets,
+                    options.overwrite)
     print(f"wrote {options.output}")
     return 0
 

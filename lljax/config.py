@@ -32,7 +32,7 @@ def parse(argv: Sequence[str], **extra: tuple[Any, str]) -> flags.FlagValues:
     """
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
-        "config", None, "Config file, presets after a colon: configs/zerodce.py:paper",
+        "config", None, "Config file, presets after a colon: configs/METHOD.py:PRESET",
         lock_config=True, flag_values=values)
     for name, (default, text) in extra.items():
         define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer,
@@ -69,6 +69,8 @@ def _check_config_file(argv: Sequence[str]) -> None:
 
 def _one_line(error: Exception) -> str:
     """The cause of a parsing error, without the traceback that config_flags quotes."""
+    while isinstance(error, KeyError) and error.args and isinstance(error.args[0], KeyError):
+        error = error.args[0]  # config_flags wraps one in another; str() would quote it twice
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
     if "Traceback" in text:  # an exception from get_config: its own message is the last line
         head = text.split("Error whilst")[0].rstrip(": ")
@@ -131,18 +133,23 @@ def from_json(text: str) -> ConfigDict:
 
 def differences(old: ConfigDict, new: ConfigDict) -> list[str]:
     """The keys whose values differ, as `key: old -> new` lines."""
-    before, after = _flat(json.loads(to_json(old))), _flat(json.loads(to_json(new)))
+    before, after = flat(old), flat(new)
     absent = "absent"
     return [f"{key}: {before.get(key, absent)} -> {after.get(key, absent)}"
             for key in sorted(before.keys() | after.keys())
             if before.get(key, absent) != after.get(key, absent)]
 
 
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat = {}
+def flat(config: ConfigDict) -> dict[str, Any]:
+    """Every value by its dotted key, as JSON keeps it (tuples are lists)."""
+    return _flat(json.loads(to_json(config)), "")
+
+
+def _flat(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    values = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            flat.update(_flat(value, f"{prefix}{key}."))
+            values.update(_flat(value, f"{prefix}{key}."))
         else:
-            flat[prefix + key] = value
-    return flat
+            values[prefix + key] = value
+    return values

@@ -297,7 +297,7 @@ def _read_torch(path: str) -> Any:
         import torch
     except ImportError as error:
         raise InputError(f"reading the PyTorch file {path} needs PyTorch: "
-                         "pip install 'lljax[torch]'") from error
+                         "pip install torch (lljax's extra [torch])") from error
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:

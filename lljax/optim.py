@@ -5,7 +5,7 @@ from __future__ import annotations
 import optax
 from ml_collections import ConfigDict
 
-from lljax.errors import unknown
+from lljax.errors import InputError, unknown
 
 OPTIMIZERS = ("adam", "sgd")
 SCHEDULES = ("constant", "steps", "linear", "plateau")
@@ -36,15 +36,25 @@ def default(**changes) -> ConfigDict:
 
 
 def schedule(config: ConfigDict) -> optax.Schedule:
-    """Learning rate as a function of the phase step (before any plateau reduction)."""
+    """Learning rate as a function of the phase step (before any plateau reduction).
+
+    Raises:
+      InputError: an unknown schedule, or one without its steps.
+    """
     if config.schedule in ("constant", "plateau"):
         return optax.constant_schedule(config.lr)
     if config.schedule == "steps":
+        if not config.milestones:
+            raise InputError("a schedule of steps needs milestones, e.g. (1000, 2000)")
         scales = {int(step): config.factor for step in config.milestones}
         return optax.piecewise_constant_schedule(config.lr, scales)
     if config.schedule == "linear":
+        if config.decay_end <= config.decay_start:
+            raise InputError(f"a linear schedule falls from decay_start to decay_end, which are "
+                             f"{config.decay_start} and {config.decay_end}; set decay_end to the "
+                             "phase's steps")
         return optax.linear_schedule(
-            config.lr, 0.0, max(1, config.decay_end - config.decay_start), config.decay_start)
+            config.lr, 0.0, config.decay_end - config.decay_start, config.decay_start)
     raise unknown("learning-rate schedule", config.schedule, SCHEDULES)
 
 

@@ -162,7 +162,7 @@ def test_other_files_are_refused(torch, tmp_path):
 def test_without_pytorch_the_fix_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch", None)
     (tmp_path / "a.pth").write_bytes(b"anything")
-    assert "pip install 'lljax[torch]'" in refusal(tmp_path, str(tmp_path / "a.pth"))
+    assert "pip install torch" in refusal(tmp_path, str(tmp_path / "a.pth"))
 
 
 def test_the_real_checkpoint(shared, torch, tmp_path):

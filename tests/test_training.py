@@ -4,6 +4,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ import pytest
 from PIL import Image
 
 from lljax import checkpoint
+from lljax.configs import zerodce
 from lljax.errors import InputError, Stopped
 from lljax.training.loop import fit
 from tests import toy
@@ -163,7 +165,7 @@ def test_losses_that_are_not_finite_stop_with_step_term_and_files(tmp_path):
     with pytest.raises(Stopped) as stopped:
         fit(config, str(tmp_path / "nan"))
     assert stopped.value.code == 1
-    assert re.match(r"(loss/l1|total/base|grad_norm/base) is (nan|inf) at step \d+; its batch: "
+    assert re.match(r"loss/l1 is (nan|inf) at step \d+; its batch: "
                     r"(\w+_(evening|lamp|candle|night)(, |\. )){8}", str(stopped.value))
     assert all(np.isfinite(value).all() for value in final(tmp_path / "nan").values())
 
@@ -214,6 +216,17 @@ def test_a_checkpoint_that_does_not_fit_the_phases_is_one_line(whole, changes, m
     ({"init.base": "nowhere"}, "nowhere"),
     ({"resume": "nowhere"}, "nowhere"),
     ({"steps_per_call": 2}, "steps_per_call"),
+    ({"steps_per_call": 0}, "1 or more"),
+    ({"phase.second.steps": 0}, "1 or more"),
+    ({"precision": "hihg"}, 'Did you mean "high"'),
+    ({"data.resize": -5}, "config.data.resize is -5"),
+    ({"seed": -1}, "config.seed"),
+    ({"checkpoint.keep": 0}, "config.checkpoint.keep"),
+    ({"checkpoint.best": "sim"}, 'Did you mean "ssim"'),
+    ({"data.low": "nowhere"}, "config.data.low is given"),
+    ({"eval.high": "nowhere"}, "config.eval.high is given"),
+    ({"phase.first.optim.base.schedule": "linear"}, "decay_end"),
+    ({"phase.first.optim.base.schedule": "steps"}, "milestones"),
 ])
 def test_mistakes_in_the_config_are_one_line(tmp_path, changes, message):
     config = toy.get_config()
@@ -221,10 +234,67 @@ def test_mistakes_in_the_config_are_one_line(tmp_path, changes, message):
     with pytest.raises(InputError, match=message) as error:
         fit(config, str(tmp_path / "x"))
     assert "\n" not in str(error.value)
+    assert not (tmp_path / "x" / "config.json").exists()
+
+
+def test_a_mistaken_command_leaves_a_good_workdirs_record(whole, tmp_path):
+    config = toy.get_config()
+    config.phase.second.steps = STEPS + 1
+    config.data.source, config.data.low = "folder", "nowhere"
+    before = {path: path.read_bytes() for path in whole.iterdir() if path.is_file()}
+    with pytest.raises(InputError, match="nowhere"):
+        fit(config, str(whole))
+    assert {path: path.read_bytes() for path in whole.iterdir() if path.is_file()} == before
+
+
+def test_one_term_that_is_not_finite_is_the_one_named(tmp_path):
+    config = zerodce.get_config("smoke")
+    config.loss.exposure.level = float("nan")
+    with pytest.raises(Stopped, match="loss/exposure is nan at step 1; its batch: "):
+        fit(config, str(tmp_path / "nan"))
+
+
+def test_a_workdir_that_is_a_file_is_one_line(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+    with pytest.raises(InputError, match="cannot write checkpoints"):
+        fit(toy.get_config(), str(tmp_path / "file"))
+
+
+@pytest.mark.parametrize("damage", ["meta", "state"])
+def test_a_damaged_checkpoint_is_one_line(whole, tmp_path, damage):
+    shutil.copytree(whole, tmp_path / "run")
+    (newest,) = (tmp_path / "run" / "checkpoints").iterdir()
+    if damage == "meta":
+        shutil.rmtree(newest / "meta")
+    else:
+        files = [path for path in (newest / "state").rglob("*") if path.is_file()]
+        for path in files:
+            path.write_bytes(path.read_bytes()[:len(path.read_bytes()) // 2])
+    with pytest.raises(InputError, match="damaged") as error:
+        fit(toy.get_config(), str(tmp_path / "run"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("source", ["folder", "unpaired"])
+def test_trains_on_folders_without_pairs(tmp_path, source):
+    rng = np.random.default_rng(0)
+    for role, count in (("low", 3), ("high", 5)):
+        (tmp_path / role).mkdir()
+        for number in range(count):
+            picture = Image.fromarray(rng.integers(0, 256, (70, 80, 3), dtype=np.uint8))
+            picture.save(tmp_path / role / f"{role}{number}.png")
+    config = zerodce.get_config("smoke")
+    config.data.source, config.data.low = source, str(tmp_path / "low")
+    if source == "unpaired":
+        config.data.high = str(tmp_path / "high")
+    config.phase.train.steps = 1
+    fit(config, str(tmp_path / "run"))
+    assert int(final(tmp_path / "run")["['step']"]) == 1
 
 
 @pytest.mark.parametrize("flags, message", [
     (["--config.loss.mach.weight=1"], '"match"'),
+    (["--config.loss.match.wieght=1"], "key 'wieght'. Did you mean \"weight\""),
     (["--config.phase.first.steps=many"], "many"),
     (["--workdri=x"], "workdir"),
     (["--config=tests/toy.py:slwo"], '"slow"'),

@@ -212,6 +212,17 @@ def _mix(names: Sequence[str], parts: Sequence[list[Sequence[dict]]]) -> list[Se
     return [Mixed(dict(zip(names, column, strict=True))) for column in zip(*parts, strict=True)]
 
 
+_FOLDERS = {"folder": {"low"}, "pairs": {"low", "high"}, "unpaired": {"low", "high"}}
+
+
+def _check_folders(names: Sequence[str], given: dict[str, str | None], flags: str) -> None:
+    """A folder that no source reads is a forgotten `source`, not something to pass over."""
+    read = set().union(*(_FOLDERS.get(name, set()) for name in names))
+    for role in sorted(role for role, folder in given.items() if folder and role not in read):
+        raise InputError(f"{flags}{role} is given, but the data source {'+'.join(names)} does not "
+                         f"read it; set {flags}source to folder, pairs or unpaired")
+
+
 def _roles(table: Sequence[dict]) -> list[str]:
     """The pictures that a table's records have."""
     record = table.records[0] if isinstance(table, Files) else table[0]
@@ -242,11 +253,15 @@ def open_tables(source: str, *, split: str = "train", low: str | None = None,
       InputError: unknown source, missing or empty folder, pictures without a partner, sources
         that cannot be mixed, and as `datasets.prepare`.
     """
-    if "+" in source:
-        names = source.split("+")
-        return _mix(names, [open_tables(
-            name, split=split, low=low, high=high, root=root, prepared=prepared, flags=flags,
-            report=report) for name in names])
+    names = source.split("+")
+    _check_folders(names, {"low": low, "high": high}, flags)
+    if len(names) > 1:
+        return _mix(names, [_open_one(name, split, low, high, root, prepared, flags, report)
+                            for name in names])
+    return _open_one(source, split, low, high, root, prepared, flags, report)
+
+
+def _open_one(source, split, low, high, root, prepared, flags, report) -> list[Sequence[dict]]:
     if source in datasets.SETS:
         return datasets.tables(source, split, root=root, prepared=prepared, report=report)
     if source == "demo":

@@ -455,7 +455,8 @@ def _data(args: argparse.Namespace) -> tuple[str, str | None, str | None]:
     if args.source or args.low or args.high:
         source = args.source or "pairs"
         if source != "pairs" and (args.low or args.high):
-            raise InputError(f"--low and --high go with --source pairs, not {source}")
+            raise InputError(f"--low and --high go with --source pairs, not {source}: scores need "
+                             "pictures with references")
         return source, args.low, args.high
     found = {_eval_data(workdir) for workdir in args.workdir}
     if len(found) > 1:

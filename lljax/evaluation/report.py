@@ -240,8 +240,13 @@ def shrink(picture: np.ndarray, width: int = 320) -> np.ndarray:
 
 
 def spread(count: int, shown: int) -> list[int]:
-    """At most `shown` indices spread evenly over range(count)."""
-    return sorted({i * count // min(shown, count) for i in range(min(shown, count))})
+    """At most `shown` indices spread over range(count), drifting through each stride.
+
+    Records often come in groups (one scene in several exposures): equal strides would show the
+    same member of each.
+    """
+    shown = min(shown, count)
+    return [i * count // shown + i % (count // shown) for i in range(shown)]
 
 
 def write_png(path: str, picture: np.ndarray) -> None:

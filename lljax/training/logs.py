@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import json
 import os
@@ -44,6 +45,34 @@ def line(record: Mapping[str, float | int | str], total: int, eta: float) -> str
             f"{record['images_per_s']:.3g} images/s | {left} left")
 
 
+class Clock:
+    """Training steps a second since the last look, pauses for other work left out."""
+
+    def __init__(self, done: int):
+        self._done = done
+        self._time = time.perf_counter()
+
+    @contextlib.contextmanager
+    def paused(self):
+        """Time spent in this block does not count."""
+        start = time.perf_counter()
+        yield
+        self._time += time.perf_counter() - start
+
+    def rate(self, done: int) -> float:
+        """Training steps a second since the last call, given the steps done by now."""
+        now = time.perf_counter()
+        rate = (done - self._done) / (now - self._time)
+        self._done, self._time = done, now
+        return rate
+
+
+def say_anywhere(text: str) -> None:
+    """Prints a line from any process of a training; not the first one's says which it is from."""
+    number = jax.process_index()
+    print(f"process {number}: {text}" if number else text, flush=True)
+
+
 class Log:
     """The files of a workdir that only grow; one process of a training writes them.
 
@@ -56,7 +85,6 @@ class Log:
     def __init__(self, workdir: str, config: ConfigDict, step: int):
         self.workdir = workdir
         self.writes = jax.process_index() == 0
-        self._started = time.perf_counter()
         if not self.writes:
             return
         os.makedirs(os.path.join(workdir, "samples"), exist_ok=True)

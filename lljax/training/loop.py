@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import signal
 import threading
-import time
 from collections.abc import Iterator
 
 import jax
@@ -40,21 +38,22 @@ def fit(config: ConfigDict, workdir: str) -> State:
       InputError: something the caller has to mend, in one line.
       Stopped: by SIGTERM after saving (code 75), or by a loss that is not finite (code 1).
     """
+    start.check(config)
     jax.config.update("jax_default_matmul_precision",
                       None if config.precision == "default" else config.precision)
     method = method_lib.load(config)
+    maximize = evaluate.higher_is_better(config.checkpoint.best)
     best = config.checkpoint.best if config.eval.every else None
     with checkpoint.Checkpoints(
-            workdir, config.checkpoint.keep, best,
-            best is None or evaluate.higher_is_better(best)) as saved, _Interrupt() as interrupt:
+            workdir, config.checkpoint.keep, best, maximize) as saved, _Interrupt() as interrupt:
         begin = start.find(config, method, saved)
         if not begin.phases:
             print(f"finished: {int(begin.state.step)} steps in {workdir}", flush=True)
             return begin.state
-        with logs.Log(workdir, config, int(begin.state.step)) as log:
-            for note in begin.notes:
-                log.say(note)
-            return _Training(config, method, saved, log, interrupt).run(begin)
+        training = _Training(config, method, saved, interrupt)
+        training.prepare(begin)  # what can fail comes before anything is written
+        with logs.Log(workdir, config, int(begin.state.step)) as training.log:
+            return training.run(begin)
 
 
 class _Interrupt:
@@ -84,17 +83,23 @@ class _Training:
     config: ConfigDict
     method: Method
     saved: checkpoint.Checkpoints
-    log: logs.Log
     interrupt: _Interrupt
+    log: logs.Log | None = None
     enhance: enhancer.Enhancer | None = None
 
-    def run(self, begin: start.Start) -> State:
+    def prepare(self, begin: start.Start) -> None:
+        """Opens the data and traces every phase."""
         config = self.config
-        self.data = pipeline.Data(config.data, report=self.log.say)
+        self.data = pipeline.Data(config.data, report=logs.say_anywhere)
         self.weights = self.method.weights()
         self.pairs = self._pairs()
         self.total = sum(config.phase[phase].steps for phase in config.phases)
         self._check_terms(begin.state.nets)
+
+    def run(self, begin: start.Start) -> State:
+        """Runs the phases that are left."""
+        for note in begin.notes:
+            self.log.say(note)
         state = parallel.place(begin.state)
         for number, phase in enumerate(begin.phases):
             if number:
@@ -157,13 +162,10 @@ class _Training:
         config = self.config
         steps = config.phase[phase].steps
         calls = config.steps_per_call
-        if steps % calls:
-            raise InputError(f"config.phase.{phase}.steps is {steps}, not a multiple of "
-                             f"config.steps_per_call {calls}")
         done = int(state.phase_step)
         offset = int(state.step) - done
         step_fn, stream = self.step_fn(phase), self.batches(phase, done, calls)
-        window, previous, stop, clock = [], None, False, _Clock(done)
+        window, previous, stop, clock = [], None, False, logs.Clock(done)
         while done < steps:
             batch, names = next(stream)
             state, scalars = step_fn(state, batch, self.weights)
@@ -199,13 +201,17 @@ class _Training:
     def _read(self, scalars, names: list[str], step: int) -> dict[str, np.ndarray]:
         """A call's scalars on the host; one that is not finite ends the training."""
         scalars = jax.device_get(scalars)
-        for name, values in scalars.items():
-            if not np.isfinite(values).all():
-                bad = step - len(values) + 1 + int(np.argmin(np.isfinite(values)))
-                raise Stopped(f"{name} is {values[~np.isfinite(values)][0]} at step {bad}; its "
-                              f"batch: {', '.join(names)}. Nothing was saved since the last "
-                              "checkpoint; lower the learning rate or take the pictures out", 1)
-        return scalars
+        finite = {name: np.isfinite(values) for name, values in scalars.items()}
+        if all(ok.all() for ok in finite.values()):
+            return scalars
+        at = min(int(np.argmin(ok)) for ok in finite.values() if not ok.all())
+        broken = sorted(name for name, ok in finite.items() if not ok[at])
+        # The terms are the cause; totals and norms follow from them.
+        named = [name for name in broken if name.startswith("loss/")] or broken
+        values = ", ".join(f"{name} is {scalars[name][at]}" for name in named)
+        raise Stopped(f"{values} at step {step - len(finite[named[0]]) + 1 + at}; its batch: "
+                      f"{', '.join(names)}. Nothing was saved since the last checkpoint; lower the "
+                      "learning rate or take the pictures out", 1)
 
     def _report(self, window, phase, done, offset, clock) -> None:
         if not window:
@@ -261,23 +267,3 @@ def _due(done: int, calls: int, steps: int, config: ConfigDict) -> set[str]:
     due = {name for name, period in periods.items()
            if period and done // period > (done - calls) // period}
     return due | ({"end"} if done == steps else set())
-
-
-class _Clock:
-    """Training steps a second since the last look, pauses for other work left out."""
-
-    def __init__(self, done: int):
-        self._done = done
-        self._time = time.perf_counter()
-
-    @contextlib.contextmanager
-    def paused(self):
-        start = time.perf_counter()
-        yield
-        self._time += time.perf_counter() - start
-
-    def rate(self, done: int) -> float:
-        now = time.perf_counter()
-        rate = (done - self._done) / (now - self._time)
-        self._done, self._time = done, now
-        return rate

@@ -15,17 +15,39 @@ from lljax.errors import InputError, unknown
 from lljax.inference import enhancer
 from lljax.method import Method, State
 
+LEAST = {"seed": 0, "steps_per_call": 1, "data.resize": 0, "data.crop": 0, "data.threads": 0,
+         "data.cache_gib": 0, "eval.every": 0, "eval.limit": 0, "log.every": 0,
+         "log.samples_every": 0, "log.samples": 0, "checkpoint.every": 0, "checkpoint.keep": 1}
+PRECISIONS = ("default", "high", "highest")
 
-def _check(config: ConfigDict) -> None:
-    """What can be refused before any work."""
-    devices, processes = jax.device_count(), jax.process_count()
+
+def check(config: ConfigDict) -> None:
+    """Refuses what can be refused before any work.
+
+    Raises:
+      InputError: a value out of its range, a phase that is not described, steps or batch sizes
+        that do not fit the steps per call or the devices.
+    """
+    flat = config_lib.flat(config)
+    for key, least in LEAST.items():
+        if flat[key] < least:
+            raise InputError(f"config.{key} is {flat[key]}; it must be {least} or more")
+    if config.precision not in PRECISIONS:
+        raise unknown("config.precision", config.precision, PRECISIONS)
+    if not config.phases:
+        raise InputError(f"config.phases is empty; phases that are described: "
+                         f"{', '.join(sorted(config.phase))}")
+    devices, calls = jax.device_count(), config.steps_per_call
     for phase in config.phases:
         if phase not in config.phase:
             raise unknown("phase in config.phases", phase, config.phase)
-        size = config.phase[phase].batch_size
+        size, steps = config.phase[phase].batch_size, config.phase[phase].steps
         if size < 1 or size % devices:
             raise InputError(f"config.phase.{phase}.batch_size is {size}; it must be a multiple of "
-                             f"the {devices} devices ({processes} processes)")
+                             f"the {devices} devices")
+        if steps < 1 or steps % calls:
+            raise InputError(f"config.phase.{phase}.steps is {steps}; it must be a multiple of "
+                             f"config.steps_per_call, {calls}, and 1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,10 +69,8 @@ def find(config: ConfigDict, method: Method, saved: checkpoint.Checkpoints) -> S
     """The own workdir's last checkpoint, else another run's, else other networks or new ones.
 
     Raises:
-      InputError: a checkpoint or network that does not fit the config, or a batch size that does
-        not fit the devices.
+      InputError: a checkpoint or network that does not fit the config.
     """
-    _check(config)
     first = config.phases[0]
     fresh = jax.eval_shape(lambda: method.start_phase(_new(config, method), 0, first))
     if saved.latest() is not None:

@@ -43,7 +43,7 @@ def save(path: str | os.PathLike, config: ConfigDict, nets: Mapping[str, Any],
     if not path.endswith(_SUFFIX):
         raise InputError(f"{path}: a weights file ends in {_SUFFIX}")
     if os.path.exists(path) and not overwrite:
-        raise InputError(f"{path}: exists already; choose another name or allow overwriting")
+        raise InputError(f"{path}: exists already; choose another name or pass --overwrite")
     if not os.path.isdir(os.path.dirname(path) or "."):
         raise InputError(f"{path}: the folder does not exist")
     # safetensors writes a transposed view's memory as it lies, so make every array contiguous.
