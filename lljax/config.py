@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib
 import json
 import os
@@ -69,9 +70,9 @@ def _check_config_file(argv: Sequence[str]) -> None:
 
 def _one_line(error: Exception) -> str:
     """The cause of a parsing error, without the traceback that config_flags quotes."""
-    while isinstance(error, KeyError) and error.args and isinstance(error.args[0], KeyError):
-        error = error.args[0]  # config_flags wraps one in another; str() would quote it twice
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
+    if isinstance(error, KeyError) and "\\n" in text:  # quoted twice on its way through the library
+        text = ast.literal_eval(text)
     if "Traceback" in text:  # an exception from get_config: its own message is the last line
         head = text.split("Error whilst")[0].rstrip(": ")
         text = f"{head}: {text.strip().splitlines()[-1].split(': ', 1)[-1]}"
