@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ast
 import importlib
 import json
 import os
@@ -34,7 +33,7 @@ def parse(argv: Sequence[str], **extra: tuple[Any, str]) -> flags.FlagValues:
     values = flags.FlagValues()
     config_flags.DEFINE_config_file(
         "config", None, "Config file, presets after a colon: configs/METHOD.py:PRESET",
-        lock_config=True, flag_values=values)
+        lock_config=True, flag_values=values, sys_argv=list(argv))
     for name, (default, text) in extra.items():
         define = {bool: flags.DEFINE_bool, int: flags.DEFINE_integer,
                   list: flags.DEFINE_multi_string}.get(type(default), flags.DEFINE_string)
@@ -70,9 +69,9 @@ def _check_config_file(argv: Sequence[str]) -> None:
 
 def _one_line(error: Exception) -> str:
     """The cause of a parsing error, without the traceback that config_flags quotes."""
+    while error.args and isinstance(error.args[0], Exception):  # config_flags wraps a KeyError
+        error = error.args[0]
     text = str(error.args[0] if isinstance(error, KeyError) and error.args else error)
-    if isinstance(error, KeyError) and "\\n" in text:  # quoted twice on its way through the library
-        text = ast.literal_eval(text)
     if "Traceback" in text:  # an exception from get_config: its own message is the last line
         head = text.split("Error whilst")[0].rstrip(": ")
         text = f"{head}: {text.strip().splitlines()[-1].split(': ', 1)[-1]}"
