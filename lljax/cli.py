@@ -94,6 +94,16 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     add("--presets", default="", help="presets of the method's config, a comma list")
     add("--overwrite", action="store_true", help="replace an existing file")
 
+    add = command("pack", _pack, "Turn a training's last checkpoint into a weights file, with a "
+                  "model card beside it.").add_argument
+    add("workdir", metavar="WORKDIR", help="folder of the training")
+    add("-o", "--output", required=True, metavar="OUT.safetensors", help="file to write")
+    add("--card", action="append", default=[], metavar="KEY=VALUE",
+        help="what a user should know: licence (asked for), data, hardware, ...; may be repeated")
+    add("--results", metavar="FILE", help="results.json of evaluate.py, whose row for this "
+        "training gives the scores")
+    add("--overwrite", action="store_true", help="replace an existing file")
+
     add = command("data", _data, "Check pictures before training on them, or prepare a published "
                   "data set from its download.").add_argument
     add("action", choices=("check", "prepare"), metavar="ACTION",
@@ -308,6 +318,26 @@ def _data(options: argparse.Namespace) -> int:
                          prepared=options.prepared, against=options.against)
     print("\n".join(report.lines))
     return 1 if report.problems else 0
+
+
+def _pack(options: argparse.Namespace) -> int:
+    from lljax import checkpoint, weights
+    card = dict(_key_value(text) for text in options.card)
+    if not card.get("licence"):
+        raise InputError("say under which licence the weights are: --card licence=...")
+    config, nets = checkpoint.load_nets(options.workdir)
+    if options.results:
+        card["scores"] = weights.scores(options.results, options.workdir)
+    weights.save(options.output, config, nets, card, options.overwrite)
+    print(f"wrote {options.output} and {weights.write_card(options.output)}")
+    return 0
+
+
+def _key_value(text: str) -> tuple[str, str]:
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise InputError(f"--card {text}: write KEY=VALUE")
+    return key, value
 
 
 def _doctor(options: argparse.Namespace) -> int:

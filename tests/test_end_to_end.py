@@ -78,3 +78,17 @@ def test_eight_devices_equal_one(trained, tmp_path):
     run("train.py", "--config", config, "--workdir", str(tmp_path / "eight"), devices=8)
     for one, eight in zip(networks(workdir), networks(tmp_path / "eight"), strict=True):
         np.testing.assert_allclose(one, eight, rtol=0, atol=1e-6)
+
+
+def test_pack_makes_a_weights_file_with_a_card(trained, tmp_path):
+    workdir, _ = trained
+    run("evaluate.py", "--workdir", str(workdir), "--limit", "2", "--out", str(tmp_path / "scores"))
+    out = tmp_path / "mine.safetensors"
+    pack = ["-m", "lljax.cli", "pack", str(workdir), "-o", str(out)]
+    assert "licence" in run(*pack, code=2).stderr and not out.exists()
+    run(*pack, "--card", "licence=CC0", "--results", str(tmp_path / "scores" / "results.json"))
+    card = json.loads((tmp_path / "mine.json").read_text())
+    assert card["licence"] == "CC0" and card["scores"]["psnr"]["n"] == 2 and card["sha256"]
+    low = demo.records("test")[0]["low"]
+    np.testing.assert_array_equal(lljax.load(out)(low), lljax.load(workdir)(low))
+    assert "exists already" in run(*pack, "--card", "licence=CC0", code=2).stderr

@@ -1,5 +1,8 @@
 """Weights files: what is saved comes back, and what is not ours is refused."""
 
+import hashlib
+import json
+
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -67,5 +70,12 @@ def test_foreign_files(tmp_path):
 def test_shipped_weights_load():
     assert weights.list_weights() == sorted(weights.shipped())
     for name, path in weights.shipped().items():
-        _, loaded, card = weights.load(path)
+        config, loaded, card = weights.load(path)
         assert loaded and card["licence"], name
+        with open(path.removesuffix(".safetensors") + ".json") as file:
+            beside = json.load(file)
+        with open(path, "rb") as file:
+            assert beside["sha256"] == hashlib.file_digest(file, "sha256").hexdigest()
+        assert beside["method"] == config.method and beside["seed"] == config.seed
+        assert {"licence", "data", "hardware", "commit", "time", "scores"} <= card.keys()
+        assert card["scores"]["psnr"]["ci95"]

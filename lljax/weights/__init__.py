@@ -6,6 +6,7 @@ A tensor's name is the path of its array, "curve/params/conv1/kernel". The metad
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -83,6 +84,52 @@ def describe(path: str | os.PathLike) -> tuple[ConfigDict, dict[str, Any]]:
     """
     about, _ = _open(os.fspath(path), tensors=False)
     return config_lib.from_json(about["config"]), json.loads(about["card"])
+
+
+def write_card(path: str | os.PathLike) -> str:
+    """Writes FILE.json beside FILE.safetensors: its card, what was trained, and its SHA-256.
+
+    Returns:
+      The card's path.
+
+    Raises:
+      InputError: as `load`.
+    """
+    path = os.fspath(path)
+    config, card = describe(path)
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    whole = {**card, "file": os.path.basename(path), "sha256": digest, "method": config.method,
+             "seed": config.seed,
+             "steps": {phase: config.phase[phase].steps for phase in config.phases},
+             "config": json.loads(config_lib.to_json(config))}
+    target = path.removesuffix(_SUFFIX) + ".json"
+    with atomic(target) as file:
+        file.write((json.dumps(whole, indent=1, sort_keys=True) + "\n").encode())
+    return target
+
+
+def scores(results: str | os.PathLike, model: str) -> dict[str, Any]:
+    """What a results.json says of a model: means, intervals, n and protocols.
+
+    Args:
+      results: file that evaluate.py wrote.
+      model: the workdir or weights file as it was given there.
+
+    Raises:
+      InputError: no such file, or it does not hold that model.
+    """
+    try:
+        with open(results, encoding="utf-8") as file:
+            whole = json.load(file)
+        rows = {os.path.abspath(path): name for name, path in whole["models"].items()}
+        row = whole["systems"][rows[os.path.abspath(model)]]
+    except OSError as error:
+        raise InputError(f"{results}: {error.strerror}") from error
+    except (ValueError, KeyError) as error:
+        raise InputError(f"{results}: not a results.json of evaluate.py that scored {model}"
+                         ) from error
+    return {"source": whole["source"], "date": whole["date"], **row}
 
 
 def shipped() -> dict[str, str]:
