@@ -93,7 +93,7 @@ def _kernel_gradient(x: Array, gradient: Array, shape: tuple[int, ...]) -> Array
     _, height, width, _ = x.shape
     x = jnp.pad(x, ((0, 0), (0, 0), (w // 2, w // 2), (0, 0)))
     gradient = jnp.pad(gradient, ((0, 0), (h // 2, h // 2), (0, 0), (0, 0)))
-    rows = max(1, 8192 // width, -(-height // 16))  # of a band; no more than 16 bands
+    rows = max(1, 2048 // width, -(-height // 32))  # of a band; each band costs compile time
     total = jnp.zeros((w * c, h * o), x.dtype)
     for top in range(0, height, rows):
         end = min(top + rows, height)

@@ -59,10 +59,13 @@ class Method:
       halo: radius of the receptive field of `estimate` in pixels, if it is local; None if it
         sees the whole picture.
       multiple: picture sides are padded to a multiple of this before `estimate`.
+      unroll: whether micro-batches are unrolled on a CPU; False compiles faster, and runs as fast
+        if every convolution that is trained is `layers.convolve`.
     """
 
     halo: int | None = None
     multiple: int = 1
+    unroll: bool = True
 
     def __init__(self, config: ConfigDict):
         self.config = config
@@ -182,7 +185,7 @@ class Method:
             grads, (scalars, aux) = grad_fn(params, batch)
             aux = dict(aux or {})
         else:
-            grads, scalars, aux = _accumulate(grad_fn, params, batch, micro)
+            grads, scalars, aux = _accumulate(grad_fn, params, batch, micro, self.unroll)
         grads, scalars = parallel.psum((grads, scalars))
 
         value = scalars[f"total/{net}"]
@@ -199,7 +202,7 @@ class Method:
                              ema=ema), scalars, aux
 
 
-def _accumulate(grad_fn, params, batch, micro):
+def _accumulate(grad_fn, params, batch, micro, unroll):
     """Gradients and scalars summed, aux concatenated, over micro-batches of `micro` images."""
     parts = jax.tree.map(lambda x: x.reshape((-1, micro) + x.shape[1:]), batch)
     first = jax.tree.map(lambda x: x[0], parts)
@@ -213,7 +216,7 @@ def _accumulate(grad_fn, params, batch, micro):
         grads, (scalars, aux) = grad_fn(params, part)
         return jax.tree.map(jnp.add, sums, (grads, scalars)), aux
 
-    (grads, scalars), aux = parallel.scan(body, zeros, parts)
+    (grads, scalars), aux = parallel.scan(body, zeros, parts, unroll)
     aux = jax.tree.map(lambda x: x.reshape((-1,) + x.shape[2:]), aux)
     return grads, scalars, dict(aux or {})
 

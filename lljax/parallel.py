@@ -94,7 +94,8 @@ def psum(tree: Any) -> Any:
     return lax.psum(tree, AXIS)
 
 
-def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tuple[Any, Any]:
+def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any,
+         unroll: bool = True) -> tuple[Any, Any]:
     """`lax.scan` where compiled loops are fast, an unrolled loop on CPU.
 
     XLA:CPU computes a convolution's weight gradient about 30 times slower inside a compiled
@@ -105,11 +106,13 @@ def scan(body: Callable[[Any, Any], tuple[Any, Any]], carry: Any, xs: Any) -> tu
       body: (carry, x) -> (carry, y).
       carry: initial carry.
       xs: tree of arrays with a common leading axis.
+      unroll: whether to unroll on a CPU; False if the body has no convolution whose weight
+        gradient is XLA's (`layers.convolve` has its own), to save compile time.
 
     Returns:
       (carry, ys) as `lax.scan`.
     """
-    if jax.default_backend() != "cpu":
+    if jax.default_backend() != "cpu" or not unroll:
         return lax.scan(body, carry, xs)
     ys = []
     for i in range(len(jax.tree.leaves(xs)[0])):
