@@ -290,9 +290,11 @@ def evaluate(systems: Mapping[str, System], pairs: Sequence[Mapping[str, Any]], 
             "versions": versions(), "date": datetime.now(UTC).isoformat(timespec="seconds")})
         if out is not None:
             write(results, out)
+            titles = dict.fromkeys(systems, "enhanced") if len(systems) == 1 else {}
             with report.writing(out):
-                report.write_png(os.path.join(out, "contact_sheet.png"),
-                                 report.contact_sheet(sheet))
+                report.write_png(
+                    os.path.join(out, "contact_sheet.png"), report.contact_sheet(
+                        {titles.get(label, label): column for label, column in sheet.items()}))
         if pictures is not None:
             pictures.place()
             report.write_report(results, pictures, out)
