@@ -92,3 +92,17 @@ def test_pack_makes_a_weights_file_with_a_card(trained, tmp_path):
     low = demo.records("test")[0]["low"]
     np.testing.assert_array_equal(lljax.load(out)(low), lljax.load(workdir)(low))
     assert "exists already" in run(*pack, "--card", "licence=CC0", code=2).stderr
+
+
+def test_enhancing_imports_nothing_that_only_training_needs(trained, tmp_path):
+    workdir, _ = trained
+    weights = tmp_path / "mine.safetensors"
+    run("-m", "lljax.cli", "pack", str(workdir), "-o", str(weights), "--card", "licence=CC0")
+    demo.write(tmp_path / "pictures", "test")
+    picture = sorted((tmp_path / "pictures" / "low").iterdir())[0]
+    code = ("import sys; from lljax import cli; cli.main(['lljax', 'enhance', "
+            f"{str(picture)!r}, '-o', {str(tmp_path / 'out')!r}, '--model', {str(weights)!r}]); "
+            "print(sorted({'tensorflow', 'tensorflow_datasets', 'orbax', 'grain', 'clu', 'torch'}"
+            " & {name.split('.')[0] for name in sys.modules}))")
+    lines = run("-c", code).stdout.splitlines()
+    assert "1 enhanced" in lines[0] and lines[1] == "[]"
