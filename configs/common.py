@@ -14,7 +14,7 @@ def get_config(method: str, nets: tuple[str, ...]) -> ConfigDict:
     config = ConfigDict()
     config.method = method
     config.seed = 0  # initial weights, data order, augmentation, every random draw
-    config.precision = "default"  # matmul precision: default (TF32 on GPU, bf16 on TPU) | highest
+    config.precision = "default"  # of matmuls: default (TF32 on GPU, bf16 on TPU) | high | highest
     config.steps_per_call = 1  # training steps per dispatch; more hides dispatch on fast devices
     config.resume = placeholder(str)  # workdir whose last checkpoint a new run continues from
     config.init = ConfigDict({net: placeholder(str) for net in nets})  # workdir or weights file
