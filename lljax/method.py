@@ -1,10 +1,10 @@
-"""The interface that every method implements, and the one way a network takes a gradient step."""
+"""The interface that every method implements, and the one way networks take a gradient step."""
 
 from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import flax.struct
@@ -88,12 +88,50 @@ class Method:
         raise NotImplementedError
 
     def official_keys(self) -> dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]]:
-        """Official checkpoint name -> (our path, e.g. "curve/params/conv1/kernel", transform)."""
+        """Official checkpoint name -> (our path, e.g. "curve/params/conv1/kernel", transform).
+
+        The names follow the config: those of the variant, and of the networks, that it asks for.
+        """
         raise NotImplementedError
+
+    @classmethod
+    def official_presets(cls, names: Collection[str]) -> str:
+        """The variant of the method that an official checkpoint is of.
+
+        `convert` uses it where the user gives no presets. What cannot be told from the tensors'
+        shapes, such as the padding, is then recorded with the weights and cannot be got wrong.
+
+        Args:
+          names: of every tensor in the checkpoint's files, less those of `official_unused`.
+
+        Returns:
+          Presets of the method's config, a comma list; "" for the config as it is.
+        """
+        del names
+        return ""
+
+    @classmethod
+    def official_unused(cls, names: Collection[str]) -> set[str]:
+        """Those tensors of one official file that are no part of the method.
+
+        `convert` drops them before it puts the files together, so they may even have the names
+        of another file's tensors.
+
+        Args:
+          names: of every tensor in the file.
+        """
+        del names
+        return set()
 
     def nets_of(self, phase: str) -> tuple[str, ...]:
         """The networks trained in a phase: those that have an optimiser there."""
         return tuple(self.config.phase[phase].optim)
+
+    def needs(self, phase: str) -> tuple[str, ...]:
+        """The networks that a phase builds on: trained by an earlier phase, or brought along by
+        `config.init` or `config.resume`. A training that starts without them is refused."""
+        del phase
+        return ()
 
     def enhance(self, nets: dict[str, Variables], low: Array, key: Array) -> Array:
         """`apply` of `estimate`: [B, H, W, 3] in [0, 1] -> [B, H, W, 3], unclipped."""
@@ -103,6 +141,22 @@ class Method:
         """The maps of `estimate` and the picture they give, under the key `enhanced`."""
         maps = self.estimate(nets, low, key)
         return {**maps, "enhanced": self.apply(nets, low, maps)}
+
+    def draw(self, maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Pictures of the maps, for people to look at; runs on the host.
+
+        Here those of one or three channels, cut to [0, 1]; a method whose maps have another range
+        or depth says how they are shown.
+
+        Args:
+          maps: of one picture, raw, [h, w, C] each (and what is no map, as it is), without
+            `enhanced`.
+
+        Returns:
+          Name -> [h, w, 1 or 3] in [0, 1]. The names do not depend on the values.
+        """
+        return {name: value.clip(0, 1) for name, value in maps.items()
+                if value.ndim == 3 and value.shape[-1] in (1, 3)}
 
     def optimizer(self, phase: str, net: str) -> optax.GradientTransformationExtraArgs:
         """The optimiser of one network in one phase."""
@@ -130,46 +184,49 @@ class Method:
             opt={net: self.optimizer(phase, net).init(params[net]) for net in trained},
             ema={net: jax.tree.map(jnp.copy, params[net]) for net in averaged})
 
-    def update(self, state: State, net: str,
-               loss_fn: Callable[[Params, Batch], tuple[dict[str, Array], Any]],
+    def update(self, state: State, nets: Sequence[str],
+               loss_fn: Callable[[dict[str, Params], Batch], tuple[dict[str, Array], Any]],
                batch: Batch, weights: dict[str, Array], *,
                phase: str) -> tuple[State, Scalars, Any]:
-        """One gradient step on one network; call it inside the mapped training step.
+        """One gradient step on one network, or on several that share a loss (end to end).
+
+        Call it inside the mapped training step. Each network has its own optimiser.
 
         Args:
-          state: as it stands; only `net`'s entries change.
-          net: the network to train.
-          loss_fn: (params, micro-batch) -> (terms {name: [b]}, aux). Terms are raw, one value an
-            image. aux is None or a dict of per-image arrays; its key "batch_stats" holds new
-            statistics of `net`, already averaged over the devices, and needs the whole batch as
-            one micro-batch.
+          state: as it stands; only the entries of `nets` change.
+          nets: the networks to train.
+          loss_fn: ({net: params}, micro-batch) -> (terms {name: [b]}, aux). Terms are raw, one
+            value an image. aux is None or a dict of per-image arrays; its key "batch_stats" holds
+            {net: new statistics}, already averaged over the devices, and needs the whole batch
+            as one micro-batch.
           batch: this device's share, leading axis B.
           weights: loss weights by term; a term's weight multiplies it here and nowhere else.
           phase: name of the phase.
 
         Returns:
           (state, scalars, aux): scalars are averages over the images of all devices, `loss/<term>`
-          (raw), `total/<net>` (weighted) and `grad_norm/<net>` (before any clip); aux is
-          concatenated over the micro-batches.
+          (raw), `total/<nets joined by +>` (weighted) and `grad_norm/<net>` (before any clip);
+          aux is concatenated over the micro-batches.
 
         Raises:
           InputError: a micro-batch that does not divide the batch, or a term without a weight.
         """
         config = self.config.phase[phase]
-        params = state.nets[net]["params"]
+        joined = "+".join(nets)
+        params = {net: state.nets[net]["params"] for net in nets}
         count = parallel.psum(batch["mask"].sum())
 
         def objective(params, part):
             terms, aux = loss_fn(params, part)
             if not terms:
-                raise InputError(f"every loss term of network {net!r} is disabled; enable at "
+                raise InputError(f"every loss term of network {joined!r} is disabled; enable at "
                                  "least one in config.loss")
             if missing := set(terms) - set(weights):
-                raise InputError(f"network {net!r} returns the loss terms {sorted(missing)}, which "
-                                 f"config.loss does not enable (enabled: {sorted(weights)})")
+                raise InputError(f"network {joined!r} returns the loss terms {sorted(missing)}, "
+                                 f"which config.loss does not enable (enabled: {sorted(weights)})")
             means = {name: (value * part["mask"]).sum() / count for name, value in terms.items()}
             total = sum(weights[name] * value for name, value in means.items())
-            return total, ({**{f"loss/{k}": v for k, v in means.items()}, f"total/{net}": total},
+            return total, ({**{f"loss/{k}": v for k, v in means.items()}, f"total/{joined}": total},
                            aux)
 
         grad_fn = jax.grad(objective, has_aux=True)
@@ -188,18 +245,20 @@ class Method:
             grads, scalars, aux = _accumulate(grad_fn, params, batch, micro, self.unroll)
         grads, scalars = parallel.psum((grads, scalars))
 
-        value = scalars[f"total/{net}"]
-        scalars[f"grad_norm/{net}"] = optax.tree.norm(grads)
-        changes, opt = self.optimizer(phase, net).update(grads, state.opt[net], params, value=value)
-        params = optax.apply_updates(params, changes)
-        variables = {**state.nets[net], "params": params}
-        if "batch_stats" in aux:
-            variables["batch_stats"] = aux.pop("batch_stats")
-        ema = dict(state.ema)
-        if net in ema:
-            ema[net] = optax.incremental_update(params, ema[net], 1 - config.optim[net].ema)
-        return state.replace(nets={**state.nets, net: variables}, opt={**state.opt, net: opt},
-                             ema=ema), scalars, aux
+        stats = aux.pop("batch_stats", {})
+        state = state.replace(nets=dict(state.nets), opt=dict(state.opt), ema=dict(state.ema))
+        for net in nets:
+            scalars[f"grad_norm/{net}"] = optax.tree.norm(grads[net])
+            changes, state.opt[net] = self.optimizer(phase, net).update(
+                grads[net], state.opt[net], params[net], value=scalars[f"total/{joined}"])
+            new = optax.apply_updates(params[net], changes)
+            state.nets[net] = {**state.nets[net], "params": new}
+            if net in stats:
+                state.nets[net]["batch_stats"] = stats[net]
+            if net in state.ema:
+                decay = config.optim[net].ema
+                state.ema[net] = optax.incremental_update(new, state.ema[net], 1 - decay)
+        return state, scalars, aux
 
 
 def _accumulate(grad_fn, params, batch, micro, unroll):
@@ -219,6 +278,20 @@ def _accumulate(grad_fn, params, batch, micro, unroll):
     (grads, scalars), aux = parallel.scan(body, zeros, parts, unroll)
     aux = jax.tree.map(lambda x: x.reshape((-1,) + x.shape[2:]), aux)
     return grads, scalars, dict(aux or {})
+
+
+def shape_differences(found: Any, expected: Any) -> str:
+    """Where the shapes of two trees of arrays differ, in words; "" if nowhere."""
+    found, expected = _shapes(found), _shapes(expected)
+    return "; ".join(
+        f"{name} {found.get(name, 'absent')} instead of {expected.get(name, 'nothing')}"
+        for name in sorted(found.keys() | expected.keys())
+        if found.get(name) != expected.get(name))
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): tuple(leaf.shape)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
 
 
 def load(config: ConfigDict) -> Method:

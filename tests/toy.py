@@ -68,25 +68,26 @@ class Method(method.Method):
     def train_step(self, state, batch, weights, *, phase):
         if phase == "first":
             def base_loss(params, part):
-                out, new = self.base.apply({**state.nets["base"], "params": params},
+                out, new = self.base.apply({**state.nets["base"], "params": params["base"]},
                                            self.noisy(part), True, mutable=["batch_stats"])
                 terms = {"l1": jnp.abs(out[..., :3] - part["high"]).mean((1, 2, 3))}
-                return terms, {"batch_stats": new["batch_stats"]}
-            state, scalars, _ = self.update(state, "base", base_loss, batch, weights, phase=phase)
+                return terms, {"batch_stats": {"base": new["batch_stats"]}}
+            state, scalars, _ = self.update(state, ("base",), base_loss, batch, weights,
+                                            phase=phase)
             return state, scalars
 
         def gain_loss(params, part):
-            out = self.gain.apply({"params": params}, self.noisy(part))
+            out = self.gain.apply({"params": params["gain"]}, self.noisy(part))
             handed = jax.lax.stop_gradient(out)
             return {"match": ((out - part["high"]) ** 2).mean((1, 2, 3))}, {"handed": handed}
 
-        state, scalars, aux = self.update(state, "gain", gain_loss, batch, weights, phase=phase)
+        state, scalars, aux = self.update(state, ("gain",), gain_loss, batch, weights, phase=phase)
 
         def critic_loss(params, part):
-            out = self.critic.apply({"params": params}, part["handed"])
+            out = self.critic.apply({"params": params["critic"]}, part["handed"])
             return {"score": ((out - part["low"]) ** 2).mean((1, 2, 3))}, None
 
-        state, more, _ = self.update(state, "critic", critic_loss, {**batch, **aux}, weights,
+        state, more, _ = self.update(state, ("critic",), critic_loss, {**batch, **aux}, weights,
                                      phase=phase)
         return state, {**scalars, **more}
 

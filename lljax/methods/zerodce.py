@@ -114,9 +114,10 @@ class Method(base.Method):
                    phase: str) -> tuple[base.State, base.Scalars]:
         """One gradient step on `curve`."""
         def loss_fn(params, part):
-            return self.terms({**state.nets, "curve": {"params": params}}, part["low"]), None
+            nets = {**state.nets, "curve": {"params": params["curve"]}}
+            return self.terms(nets, part["low"]), None
 
-        state, scalars, _ = self.update(state, "curve", loss_fn, batch, weights, phase=phase)
+        state, scalars, _ = self.update(state, ("curve",), loss_fn, batch, weights, phase=phase)
         return state, scalars
 
     def terms(self, nets: dict[str, base.Variables], low: Array) -> dict[str, Array]:
@@ -155,6 +156,14 @@ class Method(base.Method):
         """
         del nets  # the maps say everything
         return layers.light_curve(low, maps["curves"], self.config.model.iterations)
+
+    def draw(self, maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """One picture of the curves: their mean over the iterations by colour, with the sign
+        turned so that what is brightened is bright, and [-1, 1] brought to [0, 1]: 0.5 is "left
+        as it is", 1 the most light that one iteration can give, 0 the most it can take."""
+        curves = maps["curves"]
+        mean = curves.reshape(*curves.shape[:2], -1, 3).mean(2)
+        return {"curves": (1 - mean) / 2}
 
     def official_keys(self) -> dict[str, tuple[str, base.Callable[[np.ndarray], np.ndarray]]]:
         """Names in the official `Epoch99.pth`."""

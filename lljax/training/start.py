@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 from lljax import checkpoint
 from lljax import config as config_lib
+from lljax import method as method_lib
 from lljax.errors import InputError, unknown
 from lljax.inference import enhancer
 from lljax.method import Method, State
@@ -80,11 +81,12 @@ def find(config: ConfigDict, method: Method, saved: checkpoint.Checkpoints) -> S
             if other.latest() is None:
                 raise InputError(f"config.resume: {config.resume!r} has no checkpoint")
             return _resume(config, method, other, fresh)
+    _check_needs(config, method)
     nets = jax.jit(lambda: _new(config, method))()
     notes = []
     for net, path in config.init.items():
         if path:
-            nets[net] = _borrowed(path, net, nets[net])
+            nets[net] = _borrowed(config, net, nets[net])
             notes.append(f"network {net} from {path}")
     return Start(method.start_phase(nets, 0, first), tuple(config.phases), tuple(notes))
 
@@ -95,15 +97,36 @@ def _new(config: ConfigDict, method: Method) -> dict[str, Any]:
     return method.init(jax.random.key(config.seed), {"low": blank, "high": blank})
 
 
-def _borrowed(path: str, net: str, own: Any) -> Any:
-    """One network's variables from a workdir or a weights file, of the shapes of `own`."""
-    _, nets = enhancer.read(path)
+def _check_needs(config: ConfigDict, method: Method) -> None:
+    """A phase must find the networks it builds on."""
+    trained = {net for net, path in config.init.items() if path}
+    for phase in config.phases:
+        for net in method.needs(phase):
+            if net not in trained:
+                raise InputError(
+                    f"phase {phase!r} builds on the network {net!r}, which no earlier phase of "
+                    f"config.phases {tuple(config.phases)} trains; put one that does before it, or "
+                    f"give --config.init.{net} a workdir or a weights file")
+        trained |= set(method.nets_of(phase))
+
+
+def _borrowed(config: ConfigDict, net: str, own: Any) -> Any:
+    """The variables of `config.init.<net>`'s workdir or weights file, of the shapes of `own`."""
+    path = config.init[net]
+    other, nets = enhancer.read(path)
     if net not in nets:
         raise InputError(f"config.init.{net}: {path!r} has the networks {sorted(nets)}")
-    shapes, theirs = (jax.tree.map(lambda x: tuple(x.shape), tree) for tree in (own, nets[net]))
-    if shapes != theirs:
-        raise InputError(f"config.init.{net}: the network in {path!r} has other layers or shapes")
+    if text := method_lib.shape_differences(nets[net], own):
+        raise InputError(f"config.init.{net}: {path!r} holds another variant of it: {text}"
+                         + _model_differences(other, config))
     return nets[net]
+
+
+def _model_differences(old: ConfigDict, new: ConfigDict) -> str:
+    """Why networks of two configs differ, to be appended to a message."""
+    lines = [line for line in config_lib.differences(old, new)
+             if line.startswith(("method:", "model."))]
+    return "; set as it was: " + ", ".join(lines) if lines else ""
 
 
 def _resume(config, method, saved, fresh: State) -> Start:
@@ -125,7 +148,10 @@ def _resume(config, method, saved, fresh: State) -> Start:
         raise InputError(f"config.phase.{phase}.steps is {length}, but the checkpoint is already "
                          f"at step {done} of that phase; raise it, or use another --workdir")
     target = jax.eval_shape(lambda nets: method.start_phase(nets, 0, phase), fresh.nets)
-    state = saved.restore(step, target)
+    try:
+        state = saved.restore(step, target)
+    except InputError as error:
+        raise InputError(f"{error}{_model_differences(old, config)}") from error
     notes = [f"resumed at step {step} ({phase} {done}/{length})"]
     notes += [f"changed since the checkpoint: {text}" for text in
               config_lib.differences(old, config)]
