@@ -80,6 +80,21 @@ def test_both_pictures_of_a_pair_are_cut_and_turned_alike(coded, augment):
     assert len(seen) == {"none": 1, "flip": 2, "dihedral": 8}[augment]
 
 
+def test_channels_of_a_pair_are_permuted_alike(coded):
+    one = data(source="pairs", resize=0, crop=12, permute_channels=True, **coded)
+    seen = set()
+    for batch, _ in take(one.batches(0, 0, 4), 12):
+        for low, high in zip(batch["low"].astype(int), batch["high"].astype(int), strict=True):
+            order = tuple(np.argsort(np.ptp(low, (0, 1)), kind="stable"))  # the file's is flat
+            assert tuple(np.ptp(high, (0, 1))) == tuple(np.ptp(low, (0, 1)))
+            assert set((high - low).ravel()) == {0, 100}
+            rises = tuple("yx"[int(low[1, 0, c] == low[0, 0, c])] if np.ptp(low[..., c]) else "-"
+                          for c in range(3))
+            seen.add(rises)
+            assert order[0] == rises.index("-")
+    assert len(seen) == 6
+
+
 def test_crops_lie_everywhere(coded):
     one = data(source="pairs", resize=0, crop=38, **coded)
     corners = {tuple(low[0, 0, :2]) for batch, _ in take(one.batches(0, 0, 4), 30)

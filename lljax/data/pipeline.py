@@ -75,7 +75,7 @@ class Data:
                 .random_map(self._prepare))
 
     def _prepare(self, record: dict, rng: np.random.Generator) -> dict:
-        """Resize, crop and turn the pictures of one record, all alike."""
+        """Resize, crop, turn and recolour the pictures of one record, all alike."""
         config = self.config
         pictures = {role: value for role, value in record.items() if role != "name"}
         if config.resize:
@@ -94,6 +94,9 @@ class Data:
         flip = rng.integers(2) if config.augment == "flip" else 0
         pictures = {role: np.rot90(value[:, ::-1] if flip or turn >= 4 else value, turn % 4)
                     for role, value in pictures.items()}
+        if config.permute_channels:
+            order = rng.permutation(3)
+            pictures = {role: value[..., order] for role, value in pictures.items()}
         return {**pictures, "name": record["name"]}
 
 
