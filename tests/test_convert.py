@@ -6,12 +6,16 @@ import pickle
 import sys
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from lljax import convert, layers, method, weights
+from lljax import convert, method, weights
+from lljax import tensors as tensors_lib
 from lljax.errors import InputError
+from lljax.methods import zerodce
+from tests import test_tensors
 
 
 def official(seed=0):
@@ -170,9 +174,72 @@ def test_the_real_checkpoint(shared, torch, tmp_path):
     convert.convert("zerodce", [source], str(tmp_path / "out.safetensors"))
     _, nets, card = weights.load(str(tmp_path / "out.safetensors"))
     assert card["source"][0]["sha256"].startswith("a4395acb")
-    theirs = layers.read_tensors(source)["e_conv5.weight"]
+    theirs = tensors_lib.read(source)["e_conv5.weight"]
     np.testing.assert_array_equal(nets["curve"]["params"]["conv5"]["kernel"],
                                   theirs.transpose(2, 3, 1, 0))
+
+
+class Two(method.Method):
+    """Networks `a` and, not with the preset `paper`, `b`; a file of `a` holds an old `b` too."""
+
+    def networks(self):
+        return ("a",) if self.config.data.resize == 512 else ("a", "b")
+
+    def init(self, key, batch):
+        return {net: {"params": {"w": jnp.zeros(2)}} for net in self.networks()}
+
+    def official_keys(self):
+        return {f"{net}/w": (f"{net}/params/w", np.asarray) for net in self.networks()}
+
+    @classmethod
+    def official_presets(cls, names):
+        return "" if "b/w" in names else "paper"
+
+    @classmethod
+    def official_unused(cls, names):
+        return {"b/w", "old"} & set(names) if "a/w" in names else set()
+
+
+@pytest.fixture
+def two(tmp_path, monkeypatch):
+    """A toy in a shipped method's place; files of its networks, one a TensorFlow checkpoint."""
+    monkeypatch.setattr(zerodce, "Method", Two)
+    a = {"a/w": np.float32([1, 2]), "b/w": np.float32([9, 9]), "old": np.float32(0),
+         "a/w/Adam": np.float32([0, 0])}
+    return (test_tensors.write(tmp_path, a, 2, "a"),
+            written(tmp_path, {"b/w": np.float32([3, 4])}, "b.safetensors"))
+
+
+def test_leftovers_are_dropped_file_by_file(two, tmp_path):
+    out = str(tmp_path / "out.safetensors")
+    data = [two[0].replace("index", f"data-0000{i}-of-00002") for i in range(2)]
+    done = convert.convert("zerodce", [*two, *data], out)
+    assert done == convert.Converted("", False, ("a", "b"))
+    _, nets, card = weights.load(out)
+    assert nets["a"]["params"]["w"].tolist() == [1, 2]
+    assert nets["b"]["params"]["w"].tolist() == [3, 4]
+    files = [two[0], *data, two[1]]
+    assert [s["file"] for s in card["source"]] == [os.path.basename(path) for path in files]
+    for source, path in zip(card["source"], files, strict=True):
+        with open(path, "rb") as file:
+            assert source["sha256"] == hashlib.sha256(file.read()).hexdigest()
+
+
+def test_the_variant_is_recognised_unless_told(two, tmp_path):
+    out = str(tmp_path / "out.safetensors")
+    done = convert.convert("zerodce", [two[0]], out)
+    assert done == convert.Converted("paper", True, ("a",))
+    config, nets, card = weights.load(out)
+    assert config.data.resize == 512 and set(nets) == {"a"} and card["variant"] == "paper"
+
+    with pytest.raises(InputError, match=r"presets official.*missing keys: b/w \(nothing of b"):
+        convert.convert("zerodce", [two[0]], out, "official", overwrite=True)
+    with pytest.raises(InputError, match="presets paper: unknown keys: b/w; missing keys: none$"):
+        convert.convert("zerodce", two, out, "paper", overwrite=True)
+    assert weights.load(out)[2] == card
+    done = convert.convert("zerodce", two, out, "official", overwrite=True)
+    assert done == convert.Converted("official", False, ("a", "b"))
+    assert weights.load(out)[2]["variant"] == "official"
 
 
 def test_an_unknown_method_names_the_known(tmp_path):

@@ -9,6 +9,7 @@ import pytest
 
 from lljax import config as configs
 from lljax import layers, losses, method, parallel
+from lljax import tensors as tensors_lib
 
 WEIGHTS = {"smoothness": 200.0, "spatial": 1.0, "color": 5.0, "exposure": 10.0}
 
@@ -28,7 +29,7 @@ def model():
 @pytest.fixture(scope="module")
 def nets(model, shared):
     pytest.importorskip("torch", reason="the official weights are a PyTorch file")
-    tensors = layers.read_tensors(str(shared / "data/weights/zero_dce/Epoch99.pth"))
+    tensors = tensors_lib.read(str(shared / "data/weights/zero_dce/Epoch99.pth"))
     params = {}
     for name, (path, transform) in model.official_keys().items():
         _, _, conv, leaf = path.split("/")

@@ -10,6 +10,7 @@ from safetensors.numpy import save_file
 
 from lljax import config as configs
 from lljax import layers, method, parallel
+from lljax import tensors as tensors_lib
 from lljax.errors import InputError
 
 KEY = jax.random.key(0)
@@ -121,6 +122,17 @@ def test_any_picture_size(shape):
     model = build()
     enhanced = model.enhance(initial(model), noise(*shape), KEY)
     assert enhanced.shape == shape and np.isfinite(enhanced).all()
+
+
+def test_the_picture_of_the_curves():
+    curves = np.zeros((4, 5, 24), np.float32)
+    curves[0] = -1  # every map brightens all it can
+    curves[1, :, 1::3] = np.float32([1, 1, -1, 1, 1, 1, 1, 1])  # green, 0.75 on average
+    expected = np.full((4, 5, 3), 0.5)
+    expected[0], expected[1, :, 1] = 1, 0.125
+    drawn = build().draw({"curves": curves})
+    assert set(drawn) == {"curves"}
+    np.testing.assert_allclose(drawn["curves"], expected, atol=1e-7)
 
 
 # ---- curve ----
@@ -296,7 +308,7 @@ def test_features_are_torchs(vgg16_files):
     f = torch.nn.functional
     params = layers.read_vgg16(vgg16_files[0])
     picture = noise(1, 37, 51, 3)
-    tensors = layers.read_tensors(vgg16_files[0])
+    tensors = tensors_lib.read(vgg16_files[0])
     x = torch.from_numpy(np.array(picture)).permute(0, 3, 1, 2)
     for name, i in layers.VGG16_CONVS.items():
         if name.endswith("_1") and i:
@@ -309,7 +321,7 @@ def test_features_are_torchs(vgg16_files):
 
 
 def test_both_name_styles_are_read(vgg16_files, tmp_path):
-    tensors = layers.read_tensors(vgg16_files[0])
+    tensors = tensors_lib.read(vgg16_files[0])
     renamed = {f"{name}.{part}": tensors[f"features.{i}.{part}"]
                for name, i in layers.VGG16_CONVS.items() for part in ("weight", "bias")}
     save_file(renamed, tmp_path / "caffe.safetensors")
