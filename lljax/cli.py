@@ -81,6 +81,10 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         help="output folder (for one input file also an output file)")
     add("--model", metavar="NAME|WORKDIR|FILE", help="name from `lljax models`, workdir of a "
         "training, or .safetensors file; default: the first of `lljax models`")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the "
+        "model's config, e.g. denoise.name=nlm; may be repeated")
+    add("--save-maps", action="store_true", help="beside each result write what the method made "
+        "it of (curves, reflectance, illumination, ...) as PNG pictures, NAME_MAP.png")
     add("--overwrite", action="store_true", help="replace existing outputs")
     add("--quiet", action="store_true", help="no progress bar")
 
@@ -89,9 +93,11 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     add = command("convert", _convert,
                   "Turn a published checkpoint into a weights file.").add_argument
     add("method", metavar="METHOD", help="its method (see `lljax models`)")
-    add("files", nargs="+", metavar="FILE", help="the checkpoint's files")
+    add("files", nargs="+", metavar="FILE", help="the checkpoint's files: PyTorch, .safetensors, "
+        "or a TensorFlow checkpoint's .index (its .data files beside it)")
     add("-o", "--output", required=True, metavar="OUT.safetensors", help="file to write")
-    add("--presets", default="", help="presets of the method's config, a comma list")
+    add("--presets", default="", help="presets of the method's config, a comma list; default: "
+        "the variant that the files are recognised as")
     add("--overwrite", action="store_true", help="replace an existing file")
 
     add = command("pack", _pack, "Turn a training's last checkpoint into a weights file, with a "
@@ -154,7 +160,13 @@ def _enhance(options: argparse.Namespace) -> int:
     from lljax import parallel
     parallel.keep_programs()
     from lljax.inference import enhancer as enhancer_lib
-    enhancer = enhancer_lib.load(model)
+    enhancer = enhancer_lib.load(model, settings=options.set)
+    if options.save_maps:
+        names = enhancer.drawn()
+        if not names:
+            raise InputError(f"--save-maps: the method of {model} has no maps that can be drawn")
+        jobs, refused = _plan_maps(jobs, names, options.overwrite)
+        failed += refused
     from PIL import Image
     from tqdm import tqdm
     ready = time.perf_counter() - start
@@ -165,7 +177,7 @@ def _enhance(options: argparse.Namespace) -> int:
               disable=options.quiet or not sys.stderr.isatty()) as bar:
         for message in failed:
             bar.write(f"error: {message}", file=sys.stderr)
-        for _, error in _run(enhancer, jobs):
+        for _, error in _run(enhancer, jobs, options.save_maps):
             bar.update()
             if error is None:
                 done += 1
@@ -220,7 +232,40 @@ def _plan(inputs: Sequence[str], output: str,
     return todo, refused
 
 
-def _run(enhancer, jobs: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str | None]]:
+def _map_file(target: str, name: str) -> str:
+    return f"{os.path.splitext(target)[0]}_{name}.png"
+
+
+def _plan_maps(jobs: Sequence[tuple[str, str]], names: Sequence[str],
+               overwrite: bool) -> tuple[list[tuple[str, str]], list[str]]:
+    """`jobs` whose maps may be written too, and the messages of those refused.
+
+    Raises:
+      InputError: a map would take the place of an input, of a result or of another map.
+    """
+    taken = {}  # a path, compared without case as in _plan -> what it is
+    for file, target in jobs:
+        taken[os.path.realpath(target).lower()] = f"the result of {file}"
+    for file, _ in jobs:
+        taken[os.path.realpath(file).lower()] = "an input"
+    todo, refused = [], []
+    for file, target in jobs:
+        paths = [_map_file(target, name) for name in names]
+        for path in paths:
+            mine = f"a map of {file}"
+            other = taken.setdefault(os.path.realpath(path).lower(), mine)
+            if other != mine:
+                raise InputError(f"{path} would be both {mine} and {other}; rename one picture, "
+                                 "or enhance them one after the other into different folders")
+        if not overwrite and (existing := [path for path in paths if os.path.exists(path)]):
+            refused.append(f"{file}: {existing[0]} exists already; --overwrite replaces it")
+        else:
+            todo.append((file, target))
+    return todo, refused
+
+
+def _run(enhancer, jobs: Sequence[tuple[str, str]],
+         save_maps: bool) -> Iterator[tuple[str, str | None]]:
     """Enhances the jobs; yields (input, None or what went wrong) as each is finished.
 
     Reading and writing run in threads beside the network, a few pictures ahead and behind: memory
@@ -231,10 +276,22 @@ def _run(enhancer, jobs: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str |
     from concurrent.futures import ThreadPoolExecutor
 
     from lljax import images
+    from lljax.inference.enhancer import finish
 
-    def write(target, picture):
+    def enhance(pixels):
+        if not save_maps:
+            return enhancer(pixels), {}
+        maps = enhancer.explain(pixels)
+        result = finish(maps.pop("enhanced"), pixels.dtype)
+        # Drawn at once: the raw maps are many times larger than the picture.
+        return result, {name: images.drawing(drawn)
+                        for name, drawn in enhancer.method.draw(maps).items()}
+
+    def write(target, picture, maps):
         os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
-        images.write(target, picture)
+        for name, drawn in maps.items():
+            images.write(_map_file(target, name), drawn)
+        images.write(target, picture)  # last: a result says that its maps are there
 
     def attempt(file, function, *arguments):
         # Whatever one file brings about, the others go on; the message says what it was.
@@ -267,12 +324,12 @@ def _run(enhancer, jobs: Sequence[tuple[str, str]]) -> Iterator[tuple[str, str |
             picture, error = future.result()
             read_next()
             if error is None:
-                pixels, error = attempt(file, enhancer, picture.pixels)
+                found, error = attempt(file, enhance, picture.pixels)
             if error is not None:
                 yield file, error
                 continue
-            picture = dataclasses.replace(picture, pixels=pixels)
-            writing.append((file, writers.submit(attempt, file, write, target, picture)))
+            picture = dataclasses.replace(picture, pixels=found[0])
+            writing.append((file, writers.submit(attempt, file, write, target, picture, found[1])))
             if len(writing) > ahead:
                 yield written()
         while writing:
@@ -298,9 +355,11 @@ def _models(options: argparse.Namespace) -> int:
 
 def _convert(options: argparse.Namespace) -> int:
     from lljax import convert
-    convert.convert(options.method, options.files, options.output, options.presets,
-                    options.overwrite)
-    print(f"wrote {options.output}")
+    done = convert.convert(options.method, options.files, options.output, options.presets,
+                           options.overwrite)
+    variant = f"presets {done.presets}" if done.presets else "no presets"
+    print(f"wrote {options.output}: {', '.join(done.nets)}; {variant}"
+          f"{' (recognised)' if done.recognised else ''}")
     return 0
 
 

@@ -1,9 +1,10 @@
-"""Reading configs: a file with presets, overrides from the command line, JSON from a checkpoint."""
+"""Reading configs: a file with presets, changes from the command line, JSON from a checkpoint."""
 
 from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -119,6 +120,70 @@ def apply_presets(config: ConfigDict, presets: str, known: Mapping[str, Any]) ->
         else:
             config.update(preset)
     return config
+
+
+def change(config: ConfigDict, settings: Sequence[str]) -> ConfigDict:
+    """A copy with some values changed, e.g. how a trained network is used.
+
+    Args:
+      config: complete config; it stays as it is.
+      settings: "key=value" texts, later wins; the key is dotted ("denoise.name=nlm"), the value
+        is read as the type of the present one, and a list as JSON ("[1, 2]").
+
+    Returns:
+      The copy, locked.
+
+    Raises:
+      InputError: no "=", an unknown key, a group of keys, or a value of another type.
+    """
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        for text in settings:
+            key, equals, value = text.partition("=")
+            if not equals or not key:
+                raise InputError(f"setting {text!r}: write KEY=VALUE, e.g. model.width=32")
+            *groups, name = key.split(".")
+            node, prefix = config, ""
+            for group in groups:
+                node = _entry(node, prefix, group)
+                prefix += f"{group}."
+                if not isinstance(node, ConfigDict):
+                    raise InputError(f"setting {text!r}: {prefix[:-1]} is one value, no group")
+            present = _entry(node, prefix, name)
+            if isinstance(present, ConfigDict):
+                keys = ", ".join(f"{key}.{one}" for one in sorted(present))
+                raise InputError(f"setting {text!r}: {key} is a group; set one of {keys}")
+            node[name] = _parsed(text, value, present)
+    return config.lock()
+
+
+def _entry(node: ConfigDict, prefix: str, name: str) -> Any:
+    if name not in node:
+        raise unknown("config key", prefix + name, [prefix + one for one in node])
+    return node[name]
+
+
+def _parsed(text: str, value: str, present: Any) -> Any:
+    """`value` as the type of the present one."""
+    if present is None or isinstance(present, str):  # what may be None is a path or a name
+        return value
+    kind = tuple if isinstance(present, (list, tuple)) else type(present)
+    try:
+        if kind is bool:
+            return {"true": True, "false": False}[value.lower()]
+        if kind is tuple:
+            found = json.loads(value)
+            if not isinstance(found, list):
+                raise ValueError
+            return type(present)(found)
+        number = kind(value)
+        if not math.isfinite(number):
+            raise ValueError
+        return number
+    except (ValueError, KeyError):
+        what = {bool: "true or false", int: "a whole number", float: "a number",
+                tuple: "a list such as [1, 2]"}[kind]
+        raise InputError(f"setting {text!r}: {value!r} is not {what}") from None
 
 
 def to_json(config: ConfigDict) -> str:

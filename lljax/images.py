@@ -264,6 +264,16 @@ def to_pil(picture: Picture) -> Image.Image:
     return Image.fromarray(pixels)
 
 
+def drawing(pixels: np.ndarray) -> Picture:
+    """A float array [H, W, 1 or 3] in [0, 1] as an 8-bit picture, grey or RGB.
+
+    Raises:
+      ValueError: a value that is not a number.
+    """
+    pixels, grey = to_uint(pixels, np.uint8), pixels.shape[-1] == 1
+    return Picture(np.repeat(pixels, 3, axis=2), None, "L") if grey else Picture(pixels)
+
+
 def pad(pixels: np.ndarray, bottom: int, right: int) -> np.ndarray:
     """Extends a picture below and to the right.
 

@@ -10,10 +10,12 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from safetensors.numpy import save_file
 
 from lljax import config as config_lib
 from lljax import method as method_lib
 from lljax import weights
+from tests.test_convert import official
 
 BAD = ("cut.jpg", "text.png", "empty.bmp", "deep.png")
 
@@ -131,6 +133,49 @@ def test_an_output_folder_inside_the_input_is_no_input(ugly, model):
     assert set(tree(ugly / "sub" / "out")) == {"grey16.png", os.path.join("deeper", "cmyk.tif")}
 
 
+def test_maps_beside_the_results(ugly, model, tmp_path):
+    before, plain, out = tree(ugly), tmp_path / "plain", tmp_path / "out"
+    run("enhance", ugly, "-o", plain, "--model", model)
+    done = run("enhance", ugly, "-o", out, "--model", model, "--save-maps")
+    assert done.returncode == 1 and done.stdout.startswith("9 enhanced, 4 failed")
+    assert tree(ugly) == before
+    maps = {f"{os.path.splitext(name)[0]}_curves.png": name for name in tree(plain)}
+    assert set(tree(out)) == set(tree(plain)) | set(maps)
+    for name, content in tree(plain).items():
+        assert tree(out)[name] == content, name  # bit for bit
+    for name, result in maps.items():
+        with Image.open(out / name) as image, Image.open(out / result) as enhanced:
+            assert (image.format, image.mode, image.size) == ("PNG", "RGB", enhanced.size)
+            assert np.asarray(image).mean() > 150  # these curves brighten
+
+    (out / "odd.png").unlink()
+    again = run("enhance", ugly / "odd.png", "-o", out, "--model", model, "--save-maps")
+    assert again.returncode == 1 and "odd_curves.png exists already" in again.stderr
+    assert not (out / "odd.png").exists()
+    single = run("enhance", ugly / "odd.png", "-o", out / "odd.png", "--model", model,
+                 "--save-maps", "--overwrite")
+    assert single.returncode == 0 and tree(out)["odd.png"] == tree(plain)["odd.png"]
+
+
+def test_maps_take_nobodys_place(ugly, model, tmp_path):
+    shutil.copy(ugly / "odd.png", ugly / "turned_Curves.png")  # on many systems the same name
+    shutil.copy(ugly / "odd.png", ugly / "odd.jpg")
+    before = tree(tmp_path)
+    cases = [
+        ((ugly / "turned.jpg", ugly / "turned_Curves.png", "-o", tmp_path / "out"),
+         "both a map of", "and the result of"),
+        ((ugly / "odd.jpg", ugly / "odd.png", "-o", tmp_path / "out"),
+         f"a map of {ugly / 'odd.png'} and a map of {ugly / 'odd.jpg'}"),
+        ((ugly / "turned_Curves.png", "-o", ugly / "turned.png", "--overwrite"),
+         f"a map of {ugly / 'turned_Curves.png'} and an input"),
+    ]
+    for arguments, *messages in cases:
+        done = run("enhance", *arguments, "--model", model, "--save-maps")
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done
+        assert all(message in done.stderr for message in messages), done.stderr
+        assert tree(tmp_path) == before
+
+
 def test_mistakes_are_one_line_before_any_work(ugly, model, tmp_path):
     out = tmp_path / "out"
     one = ugly / "odd.png"
@@ -147,6 +192,7 @@ def test_mistakes_are_one_line_before_any_work(ugly, model, tmp_path):
         (("enhance", ugly, "-o", ugly, "--model", model, "--overwrite"), "same file"),
         (("enhance", tmp_path / "other", one, "-o", one, "--model", model), "is a file"),
         (("enhance", out.parent / "none", "-o", out, "--model", model), "none"),
+        (("enhance", one, "-o", out, "--save-map", "--model", model), 'Did you mean "--save-maps"'),
         (("convert", "zerodse", one, "-o", tmp_path / "x.safetensors"), 'Did you mean "zerodce"'),
     ]
     before = tree(tmp_path)
@@ -155,6 +201,15 @@ def test_mistakes_are_one_line_before_any_work(ugly, model, tmp_path):
         assert result.returncode == 2, (arguments, result)
         assert result.stderr.count("\n") == 1 and message in result.stderr, result.stderr
     assert tree(tmp_path) == before and not out.exists()
+
+
+def test_convert_says_what_it_wrote(tmp_path):
+    save_file(official(), tmp_path / "a.safetensors")
+    for presets, said in (((), "no presets"), (("--presets", "paper"), "presets paper")):
+        done = run("convert", "zerodce", tmp_path / "a.safetensors", *presets, "-o",
+                   tmp_path / "out.safetensors", "--overwrite")
+        assert done.returncode == 0
+        assert done.stdout == f"wrote {tmp_path / 'out.safetensors'}: curve; {said}\n"
 
 
 def test_the_other_commands():

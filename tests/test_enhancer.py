@@ -218,6 +218,31 @@ def test_what_is_no_picture_is_refused(image, match):
         local()(image)
 
 
+def test_a_call_and_explain_agree_bit_for_bit():
+    enhancer = local()
+    low_u8 = np.random.default_rng(0).integers(0, 256, (150, 131, 3)).astype(np.uint8)
+    for low in (low_u8, low_u8 * np.uint16(257), low_u8 / np.float32(255), low_u8 / 255):
+        found = enhancer_lib.finish(enhancer.explain(low)["enhanced"], low.dtype)
+        assert found.dtype == low.dtype
+        np.testing.assert_array_equal(found, enhancer(low))
+    assert enhancer.programs == 1
+
+
+def test_pictures_of_the_maps():
+    """By default those of one or three channels; the names are known beforehand."""
+    enhancer = Enhancer(Seeing(), {"gain": {"params": 2.0}})
+    maps = enhancer.explain(picture(21, 34))
+    maps |= {"one": maps["noise"][..., :1], "many": maps["noise"].repeat(2, -1)}
+    drawn = enhancer.method.draw(maps)
+    assert set(drawn) == {"noise", "enhanced", "one"}
+    np.testing.assert_array_equal(drawn["noise"], maps["noise"].clip(0, 1))
+    assert enhancer.drawn() == ["noise"] and local(4).drawn() == ["small"]
+    assert images.drawing(drawn["noise"]).pixels.shape == (6, 9, 3)
+    grey = images.to_pil(images.drawing(drawn["one"]))
+    assert grey.mode == "L" and grey.size == (9, 6)
+    np.testing.assert_array_equal(np.asarray(grey), images.to_uint(drawn["one"])[..., 0])
+
+
 def test_explain_takes_one_picture():
     with pytest.raises(InputError, match="one picture"):
         local().explain(np.zeros((2, 4, 4, 3), np.uint8))

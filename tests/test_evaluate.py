@@ -309,7 +309,8 @@ def test_the_command_opens_models_and_chooses_where_to_write(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     opened = []
 
-    def load(path, seed):
+    def load(path, seed, settings):
+        assert not settings
         opened.append((path, seed))
         return brighten
 

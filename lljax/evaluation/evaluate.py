@@ -17,6 +17,7 @@ import json
 import math
 import os
 import platform
+import re
 import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -416,6 +417,9 @@ def _parser() -> _Parser:
         help="folder of a training; may be repeated")
     add("--weights", action="append", default=[], metavar="FILE",
         help="weights file, or the name of one that comes with lljax; may be repeated")
+    add("--with", action="append", default=[], dest="settings", metavar="KEY=VALUE[,...]",
+        help="one more row for every model, with these settings of its config changed, e.g. "
+        "denoise.name=nlm; may be repeated")
     add("--source", help="demo | pairs (default: pairs with --low and --high, else what the "
         "workdir's config.eval says, else demo)")
     add("--low", metavar="DIR", help="pairs: folder of low-light pictures")
@@ -443,6 +447,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if not (args.workdir or args.weights or args.source or args.low or args.high):
         raise InputError("give what to evaluate: --workdir W or --weights FILE (and on what: "
                          "--low DIR --high DIR); --help shows all flags")
+    if args.settings and not (args.workdir or args.weights):
+        raise InputError("--with changes settings of a model: give --workdir W or --weights FILE")
+    for text in args.settings:
+        if args.settings.count(text) > 1:
+            raise InputError(f"--with {text} is given {args.settings.count(text)} times; give it "
+                             "once")
     if args.split not in ("train", "test"):
         raise unknown("split", args.split, ("train", "test"))
     if args.out is not None and args.report is not None:
@@ -496,6 +506,18 @@ def _row_names(paths: Sequence[str]) -> dict[str, str]:
     return {}
 
 
+def _variants(models: Mapping[str, str],
+              texts: Sequence[str]) -> dict[str, tuple[str, list[str]]]:
+    """Row name -> (path, settings): every model as it is, then once with each of the texts."""
+    rows: dict[str, tuple[str, list[str]]] = {}
+    for name, path in models.items():
+        rows[name] = (path, [])
+        for text in texts:
+            # A comma within a value is not followed by a key.
+            rows[f"{name} with {text}"] = (path, re.split(r",(?=[\w.]+=)", text))
+    return rows
+
+
 def _label(source: str, split: str, low: str | None, high: str | None) -> str:
     """A short name of the data, for a folder: eval15 for LOL/eval15/low and LOL/eval15/high."""
     if source != "pairs":
@@ -526,14 +548,18 @@ def main(argv: Sequence[str]) -> int:
     parallel.keep_programs()
     pairs = sources.open(source, split=args.split, low=low, high=high)
     label = _label(source, args.split, low, high)
-    systems = {name: enhancer.load(path, seed=args.seed) for name, path in models.items()}
+    rows = _variants(models, args.settings)
+    systems = {name: enhancer.load(path, seed=args.seed, settings=settings)
+               for name, (path, settings) in rows.items()}
     single = args.workdir[0] if len(args.workdir) == 1 and not args.weights else ""
     out = args.report or args.out or os.path.join(single, f"eval_{label}")
     described = f"{low} and {high}" if source == "pairs" else f"{source} ({args.split})"
+    info = {"source": described, "seed": args.seed, "models": models}
+    if args.settings:  # apart: who looks a model's row up in "models" wants it as it was trained
+        info["settings"] = {name: ", ".join(found) for name, (_, found) in rows.items() if found}
     results = evaluate(
         systems, pairs, out=out, with_report=bool(args.report), limit=args.limit, progress=True,
-        info={"source": described, "seed": args.seed, "models": models,
-              "command": shlex.join(argv)})
+        info={**info, "command": shlex.join(argv)})
     print(report.table(results))
     more = "report.html, pictures/, " if args.report else ""
     print(f"\nwrote {more}results.json, results.md, results.tex, per_image.csv and "

@@ -14,7 +14,7 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
 
+from lljax import config as config_lib
 from lljax import images, weights
 from lljax import method as method_lib
 from lljax.errors import InputError, unknown
@@ -84,8 +85,10 @@ class Enhancer:
         self.method = method
         self._nets = jax.device_put(nets)
         self._key = jax.random.key(seed)
-        self._network = jax.jit(self._maps, static_argnames="explain")
-        self._compiled: dict[tuple[int, int, bool], Any] = {}
+        # One program gives the picture and the maps, because a second one would round a few
+        # pixels otherwise; maps that nobody asks for cost no measurable time.
+        self._network = jax.jit(method.explain)
+        self._compiled: dict[tuple[int, int], Any] = {}
         self._lock = threading.Lock()
         self.compile_seconds = 0.0
         cpu = jax.default_backend() == "cpu"
@@ -141,8 +144,9 @@ class Enhancer:
           image: one picture, as for a call.
 
         Returns:
-          The method's maps and `enhanced`, raw and unclipped float32 [H, W, C]. Maps of a smaller
-          copy are as much smaller; what has no height and width is returned as it is.
+          The method's maps and `enhanced`, raw and unclipped float32 [H, W, C]; `finish` makes
+          the latter what a call gives. Maps of a smaller copy are as much smaller; what has no
+          height and width is returned as it is.
 
         Raises:
           InputError: as for a call, or for a batch.
@@ -156,7 +160,7 @@ class Enhancer:
         height, width = pixels.shape[:2]
         padded = self._pad(pixels)
         maps: dict[str, np.ndarray] = {}
-        for tile, found in self._pieces(padded, explain=True):
+        for tile, found in self._pieces(padded):
             for name, value in found.items():
                 scale = _scale(tile, value)
                 if scale is None:
@@ -173,17 +177,22 @@ class Enhancer:
                 maps[name] = images.crop(value, -(-height // scale), -(-width // scale))
         return maps
 
+    def drawn(self) -> list[str]:
+        """Names of the pictures that the method draws of its maps."""
+        side = _up(64, self.method.multiple)
+        low = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
+        maps = jax.eval_shape(self.method.explain, self._nets, low, self._key)
+        maps.pop("enhanced")
+        return sorted(self.method.draw({name: np.zeros(value.shape[1:], np.float32)
+                                        for name, value in maps.items()}))
+
     def _enhance(self, pixels: np.ndarray) -> np.ndarray:
         """[H, W, 3] of any accepted dtype -> the same, enhanced."""
         padded = self._pad(pixels)
         result = np.empty_like(padded)
-        for tile, found in self._pieces(padded, explain=False):
+        for tile, found in self._pieces(padded, "enhanced"):
             value = found["enhanced"][tile.rows.inner(), tile.columns.inner()]
-            if pixels.dtype.kind == "u":
-                value = images.to_uint(value, pixels.dtype)
-            else:
-                value = value.clip(0, 1)
-            result[tile.rows.kept(), tile.columns.kept()] = value
+            result[tile.rows.kept(), tile.columns.kept()] = finish(value, pixels.dtype)
         return np.ascontiguousarray(images.crop(result, *pixels.shape[:2]))
 
     def _pad(self, pixels: np.ndarray) -> np.ndarray:
@@ -193,16 +202,17 @@ class Enhancer:
         return images.pad(pixels, _up(height, multiple) - height, _up(width, multiple) - width)
 
     def _pieces(self, pixels: np.ndarray,
-                explain: bool) -> Iterator[tuple[_Tile, dict[str, np.ndarray]]]:
-        """Runs the network over the tiles of [H, W, 3]; yields them with their maps [h, w, C]."""
+                *names: str) -> Iterator[tuple[_Tile, dict[str, np.ndarray]]]:
+        """Runs the network over the tiles of [H, W, 3]; yields them with the maps [h, w, C] of
+        these names, or with all."""
         rows, columns = (self._cover(length) for length in pixels.shape[:2])
-        program = self._program(rows[0].side, columns[0].side, explain)
+        program = self._program(rows[0].side, columns[0].side)
 
         def run(tile):
             low = pixels[tile.rows.seen(), tile.columns.seen()]
             low = images.to_float(low) if low.dtype.kind == "u" else low.astype(np.float32)
             found = program(self._nets, low[None], self._key)
-            return {name: np.asarray(value)[0] for name, value in found.items()}
+            return {name: np.asarray(found[name])[0] for name in names or found}
 
         tiles = [_Tile(row, column) for row in rows for column in columns]
         if len(tiles) == 1:
@@ -230,22 +240,28 @@ class Enhancer:
             spans.append(_Span(start, side, first, last))
         return spans
 
-    def _program(self, height: int, width: int, explain: bool) -> Any:
+    def _program(self, height: int, width: int) -> Any:
         """The compiled network for tiles of a size."""
         with self._lock:
-            size = (height, width, explain)
+            size = (height, width)
             if size not in self._compiled:
                 start = time.perf_counter()
                 low = jax.ShapeDtypeStruct((1, height, width, 3), np.float32)
-                self._compiled[size] = self._network.lower(
-                    self._nets, low, self._key, explain=explain).compile()
+                self._compiled[size] = self._network.lower(self._nets, low, self._key).compile()
                 self.compile_seconds += time.perf_counter() - start
             return self._compiled[size]
 
-    def _maps(self, nets, low, key, explain):
-        if explain:
-            return self.method.explain(nets, low, key)
-        return {"enhanced": self.method.enhance(nets, low, key)}
+
+def finish(enhanced: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """The pixels that a user gets of raw ones: clipped to [0, 1]; integers are scaled and rounded.
+
+    Args:
+      enhanced: float array, of `explain`.
+      dtype: of the picture that was enhanced.
+    """
+    if np.dtype(dtype).kind == "u":
+        return images.to_uint(enhanced, dtype)
+    return enhanced.clip(0, 1).astype(dtype, copy=False)
 
 
 def read(source: str | os.PathLike) -> tuple[ConfigDict, dict[str, Any]]:
@@ -269,18 +285,35 @@ def read(source: str | os.PathLike) -> tuple[ConfigDict, dict[str, Any]]:
                      ".safetensors file will do too, but none lies there")
 
 
-def load(source: str | os.PathLike, seed: int = 0) -> Enhancer:
+def load(source: str | os.PathLike, seed: int = 0, settings: Sequence[str] = ()) -> Enhancer:
     """An `Enhancer` of what `read` reads.
 
     Args:
       source: a name of `list_weights()`, a folder, or a .safetensors file.
       seed: as in `Enhancer`.
+      settings: changes of the config it was trained with, e.g. ["denoise.name=nlm"]; see
+        `config.change`.
 
     Raises:
-      InputError: as `read`.
+      InputError: as `read`, or settings that cannot be, or that make other networks.
     """
     config, nets = read(source)
-    return Enhancer(method_lib.load(config), nets, seed)
+    if not settings:
+        return Enhancer(method_lib.load(config), nets, seed)
+    method = method_lib.load(config_lib.change(config, settings))
+    _check_fit(method, nets, settings)
+    return Enhancer(method, nets, seed)
+
+
+def _check_fit(method: method_lib.Method, nets: dict[str, Any], settings: Sequence[str]) -> None:
+    """A trained network has the width and depth that it has."""
+    side = _up(64, method.multiple)
+    low = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
+    expected = jax.eval_shape(method.init, jax.random.key(0), {"low": low, "high": low})
+    found = {name: nets[name] for name in expected if name in nets}
+    if wrong := method_lib.shape_differences(found, expected):
+        raise InputError(f"{', '.join(settings)}: the trained networks are others: {wrong}; a "
+                         "setting of the networks themselves takes a training of its own")
 
 
 def _checked(image: Any) -> np.ndarray:
