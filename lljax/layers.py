@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Mapping
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable, Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from safetensors import SafetensorError
-from safetensors.numpy import load_file
 
+from lljax import tensors as tensors_lib
 from lljax.errors import InputError, unknown
 
 Array = jax.Array
 Initializer = Callable[..., Array]
+Pads = tuple[tuple[int, int], tuple[int, int]]  # (above, below), (left, right)
+
+PADDINGS = ("zero", "replicate", "valid")
+ORIGINS = ("torch", "tensorflow")
 
 
 # ---- torch-exact layers ----
@@ -47,69 +49,169 @@ def kernel_from_torch(weight: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.transpose(weight, (2, 3, 1, 0)))
 
 
-def _convolve(x: Array, kernel: Array) -> Array:
-    pads = [(side // 2, side // 2) for side in kernel.shape[:2]]
-    return lax.conv_general_dilated(x, kernel, (1, 1), pads,
+def kernel_from_torch_transposed(weight: np.ndarray) -> np.ndarray:
+    """A torch ConvTranspose2d kernel [in, out, h, w] as `ConvTranspose` has it, [h, w, in, out].
+
+    It is turned by 180 degrees: torch spreads each input value with the kernel, here a convolution
+    of the input with zeros between its values gathers them.
+    """
+    return np.ascontiguousarray(np.transpose(weight, (2, 3, 0, 1))[::-1, ::-1])
+
+
+def _convolve(x: Array, kernel: Array, stride: int, pads: Pads, spread: int = 1) -> Array:
+    """The convolution as XLA does it, of x with `spread` - 1 zeros between its values."""
+    return lax.conv_general_dilated(x, kernel, (stride, stride), pads, (spread, spread),
                                     dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-@jax.custom_vjp
-def convolve(x: Array, kernel: Array) -> Array:
-    """Convolution of stride 1 with zero padding, as torch pads odd kernels.
+def _turn(kernel: Array) -> Array:
+    """The kernel [h, w, O, C] that carries a gradient back through [h, w, C, O]."""
+    return jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+
+
+def _same(kernel: Array) -> Pads:
+    h, w = kernel.shape[0] // 2, kernel.shape[1] // 2
+    return (h, h), (w, w)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def convolve(x: Array, kernel: Array, stride: int = 1, pads: Pads | None = None) -> Array:
+    """Convolution with zero padding.
 
     On a CPU the kernel's gradient is computed as matrix products: XLA's own made a whole
-    training step of Zero-DCE 1.4 times slower, and is far slower still in a compiled loop. It is
-    the same sum in another order.
+    training step of Zero-DCE 1.4 times slower, and is 30 to 75 times slower in a compiled loop.
+    It is the same sum in another order.
 
     Args:
       x: [B, H, W, C].
-      kernel: [h, w, C, O], h and w odd.
+      kernel: [h, w, C, O].
+      stride: step of the kernel in px, down and across.
+      pads: rows of zeros ((above, below), (left, right)); None is half the kernel's sides, rounded
+        down, which for odd sides and stride 1 keeps the size.
 
     Returns:
-      [B, H, W, O].
+      [B, (H + above + below - h) // stride + 1, the same of W, O].
     """
-    return _convolve(x, kernel)
+    return _convolve(x, kernel, stride, pads or _same(kernel))
 
 
-def _convolve_forward(x, kernel):
-    return _convolve(x, kernel), (x, kernel)
+def _convolve_forward(x, kernel, stride, pads):
+    return _convolve(x, kernel, stride, pads or _same(kernel)), (x, kernel)
 
 
-def _convolve_backward(residuals, gradient):
+def _convolve_backward(stride, pads, residuals, gradient):
     x, kernel = residuals
+    pads = pads or _same(kernel)
     if jax.default_backend() != "cpu":
-        return jax.vjp(_convolve, x, kernel)[1](gradient)
-    to_x = _convolve(gradient, jnp.flip(kernel, (0, 1)).swapaxes(2, 3))
-    return to_x, _kernel_gradient(x, gradient, kernel.shape)
-
-
-def _kernel_gradient(x: Array, gradient: Array, shape: tuple[int, ...]) -> Array:
-    """d loss / d kernel[i, j] = sum over pixels of x shifted by (i, j), times the gradient.
-
-    Shifting x by the columns j and, the other way, the gradient by the rows i gives all h * w
-    products in one matrix product of [w C, pixels] and [pixels, h O]. It runs over bands of rows,
-    so that the shifted copies stay in the cache and the bands on different cores.
-    """
-    h, w, c, o = shape
-    _, height, width, _ = x.shape
-    x = jnp.pad(x, ((0, 0), (0, 0), (w // 2, w // 2), (0, 0)))
-    gradient = jnp.pad(gradient, ((0, 0), (h // 2, h // 2), (0, 0), (0, 0)))
-    rows = max(1, 2048 // width, -(-height // 32))  # of a band; each band costs compile time
-    total = jnp.zeros((w * c, h * o), x.dtype)
-    for top in range(0, height, rows):
-        end = min(top + rows, height)
-        left = jnp.concatenate([x[:, top:end, j:j + width] for j in range(w)], -1)
-        right = jnp.concatenate(
-            [gradient[:, top + h - 1 - i:end + h - 1 - i] for i in range(h)], -1)
-        total += jnp.tensordot(left, right, ((0, 1, 2), (0, 1, 2)))
-    return total.reshape(w, c, h, o).transpose(2, 0, 1, 3)
+        return jax.vjp(lambda x, k: _convolve(x, k, stride, pads), x, kernel)[1](gradient)
+    if stride == 1:
+        to_x = _convolve(gradient, _turn(kernel), 1, _turned(pads, kernel.shape))
+    else:
+        to_x, = jax.vjp(lambda x: _convolve(x, kernel, stride, pads), x)[1](gradient)
+    return to_x, _kernel_gradient(x, gradient, kernel.shape, stride, pads)
 
 
 convolve.defvjp(_convolve_forward, _convolve_backward)
 
 
+def _turned(pads: Pads, shape: tuple[int, ...]) -> Pads:
+    """The pads with which the turned kernel undoes a convolution of stride 1 with `pads`."""
+    (above, below), (left, right) = pads
+    h, w = shape[0] - 1, shape[1] - 1
+    return (h - above, h - below), (w - left, w - right)
+
+
+def _kernel_gradient(x: Array, gradient: Array, shape: tuple[int, ...], stride: int,
+                     pads: Pads) -> Array:
+    """d loss / d kernel[i, j] = sum over pixels of x shifted by (i, j), times the gradient.
+
+    All shifts in one matrix product: either x is shifted by the columns j and, the other way, the
+    gradient by the rows i, or one of them by both. The fewest values a pixel are copied that way
+    that suits the numbers of channels.
+    """
+    h, w, c, o = shape
+    both, x_only, gradient_only = w * c + h * o, h * w * c + o, c + h * w * o
+    if stride == 1 and h * w > 1 and gradient_only < min(both, x_only):
+        # the two change places: the gradient is shifted and the result is the turned kernel
+        return _turn(_shift_x(gradient, x, (h, w, o, c), 1, _turned(pads, shape)))
+    if h * w > 1 and x_only < both:
+        return _shift_x(x, gradient, shape, stride, pads)
+    return _shift_both(x, gradient, shape, stride, pads)
+
+
+def _shift_x(x: Array, gradient: Array, shape: tuple[int, ...], stride: int, pads: Pads) -> Array:
+    """Product of [h w C, pixels] and [pixels, O], over bands of rows in a compiled loop.
+
+    The loop's buffers stay in the cache: with 9 x 9 shifts it is twice as fast as bands unrolled.
+    """
+    h, w, c, o = shape
+    batch, height, width, _ = gradient.shape
+    rows = min(height, max(1, 1024 // (width * batch)))
+    bands = -(-height // rows)
+    (above, below), across = pads
+    below = max(below, (bands * rows - 1) * stride + h - above - x.shape[1])
+    x = lax.pad(x, jnp.zeros((), x.dtype),
+                ((0, 0, 0), (above, below, 0), (*across, 0), (0, 0, 0)))
+    gradient = jnp.pad(gradient, ((0, 0), (0, bands * rows - height), (0, 0), (0, 0)))
+
+    def add(band, total):
+        part = lax.dynamic_slice_in_dim(x, band * rows * stride, (rows - 1) * stride + h, 1)
+        part = _shifts(part, 2, range(w), stride, width)
+        part = _shifts(part, 1, range(h), stride, rows)
+        right = lax.dynamic_slice_in_dim(gradient, band * rows, rows, 1)
+        return total + jnp.tensordot(part, right, ((0, 1, 2), (0, 1, 2)))
+
+    return lax.fori_loop(0, bands, add, jnp.zeros((h * w * c, o), x.dtype)).reshape(shape)
+
+
+def _shift_both(x: Array, gradient: Array, shape: tuple[int, ...], stride: int,
+                pads: Pads) -> Array:
+    """Products of [w C, pixels] and [pixels, h O], over bands of rows.
+
+    The bands keep the shifted copies in the cache and run on different cores. With a stride, each
+    residue of the rows of x meets its own rows of the kernel: every stride-th one.
+    """
+    h, w, c, o = shape
+    height, width = gradient.shape[1:3]
+    above = pads[0][0]
+    x = jnp.pad(x, ((0, 0), (0, 0), pads[1], (0, 0)))
+    kernel = jnp.zeros(shape, x.dtype)
+    for residue in range(min(stride, h)):
+        # row r of `part`, times the gradient's row r + offset - i, is for kernel row
+        # residue + stride * i
+        first = (residue - above) % stride
+        offset = (first + above - residue) // stride
+        part = x[:, first::stride]
+        count, taps = part.shape[1], len(range(residue, h, stride))
+        before = max(0, taps - 1 - offset)
+        after = max(0, count + offset - height)
+        padded = jnp.pad(gradient, ((0, 0), (before, after), (0, 0), (0, 0)))
+        rows = _band(count, width, x.shape[0]) if h * w > 1 else count
+        total = jnp.zeros((w * c, taps * o), x.dtype)
+        for top in range(0, count, rows):
+            end = min(top + rows, count)
+            left = _shifts(part[:, top:end], 2, range(w), stride, width)
+            starts = range(top + before + offset, top + before + offset - taps, -1)
+            right = _shifts(padded, 1, starts, 1, end - top)
+            total += jnp.tensordot(left, right, ((0, 1, 2), (0, 1, 2)))
+        kernel = kernel.at[residue::stride].set(
+            total.reshape(w, c, taps, o).transpose(2, 0, 1, 3))
+    return kernel
+
+
+def _band(height: int, width: int, batch: int) -> int:
+    """Rows of a band: about 2,048 pixels, and at most 32 bands, as each costs compile time."""
+    return max(1, 2048 // (width * batch), -(-height // 32))
+
+
+def _shifts(x: Array, axis: int, starts: Iterable[int], stride: int, count: int) -> Array:
+    """`count` rows or columns of x from each start on, side by side as channels."""
+    return jnp.concatenate([lax.slice_in_dim(x, start, start + stride * (count - 1) + 1, stride,
+                                             axis) for start in starts], -1)
+
+
 class Conv(nn.Module):
-    """Convolution of stride 1 with torch's zero padding, parameter shapes and initial values.
+    """Convolution with torch's parameter shapes and, unless told otherwise, padding and start.
 
     Given several inputs it convolves their concatenation along the channels, computed as a sum of
     one convolution an input: the same up to rounding, and the concatenation is never written
@@ -117,26 +219,137 @@ class Conv(nn.Module):
 
     Attributes:
       features: output channels.
-      size: side of the kernel, odd.
+      size: side of the kernel.
+      stride: step of the kernel in px.
+      padding: what lies outside the picture: "zero", "replicate" (the nearest edge pixel), or
+        "valid" (nothing: the output is smaller by the kernel's side - 1).
+      origin: whose widths of the padding: "torch", size // 2 on all sides, or "tensorflow", what
+        SAME needs, the odd one below and on the right. They differ for an even kernel, and for
+        stride 2 on even sides.
       kernel_init: initial kernel; None is torch's default.
+      bias_init: initial bias; None is torch's default.
+
+    Raises:
+      InputError: an unknown padding or origin.
     """
 
     features: int
     size: int = 3
+    stride: int = 1
+    padding: str = "zero"
+    origin: str = "torch"
     kernel_init: Initializer | None = None
+    bias_init: Initializer | None = None
 
     @nn.compact
     def __call__(self, *inputs: Array) -> Array:
-        """[B, H, W, C_i] each -> [B, H, W, features]."""
+        """[B, H, W, C_i] each -> [B, h, w, features]; h, w = H, W at stride 1 and odd size."""
         channels = [x.shape[-1] for x in inputs]
         default = torch_uniform(self.size * self.size * sum(channels))
         kernel = self.param("kernel", self.kernel_init or default,
                             (self.size, self.size, sum(channels), self.features))
-        out = self.param("bias", default, (self.features,))
+        out = self.param("bias", self.bias_init or default, (self.features,))
+        pads = self._pads(*inputs[0].shape[1:3])
         for x, part in zip(inputs, jnp.split(kernel, np.cumsum(channels)[:-1], axis=2),
                            strict=True):
-            out = out + convolve(x, part)
+            if self.padding == "replicate":
+                x = jnp.pad(x, ((0, 0), *pads, (0, 0)), mode="edge")
+            out = out + convolve(x, part, self.stride,
+                                 pads if self.padding == "zero" else ((0, 0), (0, 0)))
         return out
+
+    def _pads(self, height: int, width: int) -> Pads:
+        if self.padding not in PADDINGS:
+            raise unknown("padding", self.padding, PADDINGS)
+        if self.origin not in ORIGINS:
+            raise unknown("origin of a padding", self.origin, ORIGINS)
+        if self.origin == "torch":
+            return ((self.size // 2,) * 2,) * 2
+        window, strides = (self.size,) * 2, (self.stride,) * 2
+        down, across = lax.padtype_to_pads((height, width), window, strides, "SAME")
+        return tuple(down), tuple(across)
+
+
+@jax.custom_vjp
+def _convolve_spread(x: Array, kernel: Array) -> Array:
+    return _convolve(x, kernel, 1, ((1, 2), (1, 2)), spread=2)
+
+
+def _convolve_spread_forward(x, kernel):
+    return _convolve_spread(x, kernel), (x, kernel)
+
+
+def _convolve_spread_backward(residuals, gradient):
+    # It is the input's gradient of a convolution of stride 2 with the turned kernel, so this is
+    # that convolution. XLA's own kernel gradient is 60 to 100 times slower on a CPU.
+    x, kernel = residuals
+    pads = ((1, 1), (1, 1))
+    to_x, pull = jax.vjp(lambda k: convolve(gradient, k, 2, pads), _turn(kernel))
+    return to_x, _turn(pull(x)[0])
+
+
+_convolve_spread.defvjp(_convolve_spread_forward, _convolve_spread_backward)
+
+
+class ConvTranspose(nn.Module):
+    """Transposed convolution that doubles the sides.
+
+    Attributes:
+      features: output channels.
+      kernel_init: initial kernel; None is torch's default.
+      bias_init: initial bias; None is torch's default.
+
+    Source: torch.nn.ConvTranspose2d with kernel_size 3, stride 2, padding 1 and output_padding 1.
+      `kernel_from_torch_transposed` converts its weight.
+    """
+
+    features: int
+    kernel_init: Initializer | None = None
+    bias_init: Initializer | None = None
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[B, h, w, C] -> [B, 2 h, 2 w, features]."""
+        # torch takes dimension 1 of the weight [in, out, 3, 3] for its inputs
+        default = torch_uniform(9 * self.features)
+        kernel = self.param("kernel", self.kernel_init or default,
+                            (3, 3, x.shape[-1], self.features))
+        bias = self.param("bias", self.bias_init or default, (self.features,))
+        return _convolve_spread(x, kernel) + bias
+
+
+# ---- resizing ----
+
+
+def resize_nearest(x: Array, height: int, width: int) -> Array:
+    """Nearest-neighbour resizing without half-pixel centres: row i is row floor(i * H / height).
+
+    Args:
+      x: [B, H, W, C].
+      height: wanted height in px.
+      width: wanted width in px.
+
+    Returns:
+      [B, height, width, C].
+
+    Source: torch's interpolate(mode="nearest") and TensorFlow 1's resize_nearest_neighbor. Both
+      round H / height to float32 first, and so does this: in about 2 % of the sizes it tells.
+    """
+    b, h, w, c = x.shape
+    rows, columns = _nearest(h, height), _nearest(w, width)
+    if (height % h == 0 and width % w == 0
+            and np.array_equal(rows, np.arange(height) // (height // h))
+            and np.array_equal(columns, np.arange(width) // (width // w))):
+        # a repeat: its gradient is a sum, three times faster than a gather's
+        shape = (b, h, height // h, w, width // w, c)
+        return jnp.broadcast_to(x[:, :, None, :, None], shape).reshape(b, height, width, c)
+    return x[:, rows[:, None], columns]
+
+
+def _nearest(old: int, new: int) -> np.ndarray:
+    scale = np.float32(old) / np.float32(new)
+    source = np.floor(np.arange(new, dtype=np.float32) * scale).astype(np.int32)
+    return np.minimum(source, old - 1)
 
 
 # ---- light curves (Zero-DCE, Zero-DCE++) ----
@@ -233,7 +446,7 @@ def read_vgg16(path: str, layer: str = "relu5_3") -> dict[str, dict[str, np.ndar
     Raises:
       InputError: no such file, an unreadable one, or one that lacks these weights.
     """
-    tensors = read_tensors(path)
+    tensors = tensors_lib.read(path)
     params, channels = {}, 3
     for name in _vgg16_convs_to(layer):
         theirs = name if f"{name}.weight" in tensors else f"features.{VGG16_CONVS[name]}"
@@ -262,47 +475,3 @@ def _max_pool(x: Array) -> Array:
     h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
     rows = jnp.maximum(x[:, 0:h:2], x[:, 1:h:2])
     return jnp.maximum(rows[:, :, 0:w:2], rows[:, :, 1:w:2])
-
-
-# ---- other programs' weight files ----
-
-
-def read_tensors(path: str) -> dict[str, np.ndarray]:
-    """The tensors of a .safetensors file or a PyTorch checkpoint, by name, as numpy arrays.
-
-    A PyTorch file is read without running code from it. A checkpoint that holds its network under
-    `state_dict` is unwrapped, and the `module.` that DataParallel puts before names is removed.
-
-    Raises:
-      InputError: no such file, not a file of named tensors, or PyTorch is not installed.
-    """
-    if not os.path.isfile(path):
-        raise InputError(f"no file {path!r}")
-    if path.endswith(".safetensors"):
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise InputError(f"{path} is not a safetensors file: {error}") from error
-    content = _read_torch(path)
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not content or not all(
-            isinstance(k, str) and hasattr(v, "numpy") for k, v in content.items()):
-        raise InputError(f"{path} holds no dict of named tensors (a network's state_dict)")
-    return {name.removeprefix("module."): tensor.detach().numpy()
-            for name, tensor in content.items()}
-
-
-def _read_torch(path: str) -> Any:
-    try:
-        import torch
-    except ImportError as error:
-        raise InputError(f"reading the PyTorch file {path} needs PyTorch: "
-                         "pip install torch (lljax's extra [torch])") from error
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    except Exception as error:  # its reader interprets bytes: damage may raise any exception
-        raise InputError(f"{path} is refused: not a PyTorch checkpoint of plain tensors, or "
-                         "damaged (code and other objects in a file are never run)") from error

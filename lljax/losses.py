@@ -13,6 +13,7 @@ from lljax.errors import InputError, unknown
 Array = jax.Array
 
 FORMS = ("code", "paper")  # where a paper's formula and its authors' program differ
+SMOOTHNESS_FORMS = ("code", "port", "released")  # of Retinex-Net's structure-aware smoothness
 
 
 # ---- zero-reference (Zero-DCE, Zero-DCE++) ----
@@ -158,6 +159,125 @@ def saturation(enhanced: Array) -> Array:
     return _root(jnp.square(deviation).sum(-1)).mean((1, 2))
 
 
+# ---- retinex (Retinex-Net) ----
+
+
+def reconstruction(reflectance: Array, illumination: Array, image: Array) -> Array:
+    """Reconstruction: reflectance times illumination is the picture.
+
+    Args:
+      reflectance: [B, H, W, 3] in [0, 1].
+      illumination: [B, H, W, 1] or [B, H, W, 3], in [0, 1] or, adjusted, unbounded.
+      image: the picture they should make, [B, H, W, 3] in [0, 1].
+
+    Returns:
+      [B], >= 0, 0 if they make it.
+
+    Raises:
+      ValueError: shapes disagree or are not pictures.
+
+    Source: Wei et al., BMVC 2018, L_recon; of one picture, with its own or the other one's
+      reflectance, and of the enhanced picture. Without the weights.
+    """
+    _check_images("reconstruction", reflectance=reflectance, image=image)
+    if (reflectance.shape != image.shape or illumination.shape[:-1] != image.shape[:-1]
+            or illumination.shape[-1] not in (1, 3)):
+        raise ValueError(f"reconstruction: reflectance {reflectance.shape}, illumination "
+                         f"{illumination.shape} (1 or 3 channels) and image {image.shape} must "
+                         "agree")
+    # mean |R * I - S|
+    return jnp.abs(reflectance * illumination - image).mean((1, 2, 3))
+
+
+def reflectance_consistency(low: Array, high: Array) -> Array:
+    """Invariable reflectance: two exposures of one scene have the same.
+
+    Args:
+      low: reflectance of the dark picture, [B, H, W, 3] in [0, 1].
+      high: reflectance of the bright one, same shape.
+
+    Returns:
+      [B], >= 0, 0 if they are equal.
+
+    Raises:
+      ValueError: shapes disagree or are not pictures.
+
+    Source: Wei et al., BMVC 2018, L_ir. The PyTorch port stops the gradient of `high`, which is
+      left to the caller.
+    """
+    _check_images("reflectance_consistency", low=low, high=high)
+    if low.shape != high.shape:
+        raise ValueError(f"reflectance_consistency: low {low.shape} and high {high.shape} must "
+                         "agree")
+    # mean |R_l - R_h|
+    return jnp.abs(low - high).mean((1, 2, 3))
+
+
+def structure_smoothness(illumination: Array, reflectance: Array, edge: float = 10.0,
+                         form: str = "code") -> Array:
+    """Structure-aware smoothness: illumination changes only where the reflectance does.
+
+    Args:
+      illumination: [B, H, W, 1].
+      reflectance: [B, H, W, 3] in [0, 1]; the gradient flows through it too.
+      edge: how fast a change of the reflectance lifts the penalty, >= 0.
+      form: "code", the official program; "port", the PyTorch port; "released", the program that
+        trained the released weights (with edge 5 for Decom-Net and 1 for Enhance-Net). See Source.
+
+    Returns:
+      [B], >= 0, 0 for an illumination of zeros. A constant one is not quite 0: every form sees
+      black outside the picture, on the right and below ("port": on all sides).
+
+    Raises:
+      ValueError: shapes disagree or are not pictures, or an unknown form.
+
+    Source: Wei et al., BMVC 2018, L_is, which has the reflectance's gradient itself in the
+      exponent; all programs average its magnitude over 3 x 3 px first. The port pads all sides,
+      also in that average, and so has maps of (H + 1) x (W + 1). "released" is read from the
+      graph beside the released weights; it sums averages over 3, 5 and 7 px.
+    """
+    _check_images("structure_smoothness", reflectance=reflectance)
+    if illumination.shape != (*reflectance.shape[:-1], 1):
+        raise ValueError(f"structure_smoothness: illumination {illumination.shape} must be "
+                         f"[B, H, W, 1] and agree with reflectance {reflectance.shape}")
+    _check_form(form, SMOOTHNESS_FORMS)
+    # mean (|d_x I| exp(-edge A(|d_x g|)) + |d_y I| exp(-edge A(|d_y g|))), g the grey of R
+    pairs = zip(_edges(illumination[..., 0], form), _edges(_grey(reflectance, form), form),
+                strict=True)
+    return sum(light * jnp.exp(-edge * _softened(structure, form))
+               for light, structure in pairs).mean((1, 2))
+
+
+def _grey(images: Array, form: str) -> Array:
+    red = 0.299 if form == "port" else 0.2989  # TensorFlow's
+    # not a matrix product: a GPU would round it to ten bits
+    return (images * jnp.array([red, 0.587, 0.114], images.dtype)).sum(-1)
+
+
+def _edges(x: Array, form: str) -> tuple[Array, Array]:
+    """|d_x| and |d_y| of maps [B, H, W]. Each is taken one px further along the other axis."""
+    before = 1 if form == "port" else 0
+    x = jnp.pad(x, ((0, 0), (before, 1), (before, 1)))
+    # correlation with [[0, 0], [-1, 1]] and its transpose
+    return jnp.abs(x[:, 1:, 1:] - x[:, 1:, :-1]), jnp.abs(x[:, 1:, 1:] - x[:, :-1, 1:])
+
+
+def _softened(x: Array, form: str) -> Array:
+    if form == "port":
+        return _box(x, 3) / 9  # counts what lies outside
+    ones = jnp.ones((1, *x.shape[1:]), x.dtype)
+    scales = {3: 1.0, 5: 0.66, 7: 0.33} if form == "released" else {3: 1.0}
+    return sum(weight * _box(x, side) / _box(ones, side) for side, weight in scales.items())
+
+
+def _box(x: Array, side: int) -> Array:
+    """Sums over side x side px of maps [B, H, W], zeros outside, by slices (see `_regions`)."""
+    _, h, w = x.shape
+    x = jnp.pad(x, ((0, 0), (side // 2,) * 2, (side // 2,) * 2))
+    x = sum(x[:, i:i + h] for i in range(side))
+    return sum(x[:, :, i:i + w] for i in range(side))
+
+
 # ---- perceptual ----
 
 
@@ -193,9 +313,9 @@ def _check_images(term: str, **images: Array) -> None:
             raise ValueError(f"{term}: {name} {image.shape} must be [B, H, W, 3]")
 
 
-def _check_form(form: str) -> None:
-    if form not in FORMS:
-        raise unknown("form of a loss term", form, FORMS)
+def _check_form(form: str, forms: tuple[str, ...] = FORMS) -> None:
+    if form not in forms:
+        raise unknown("form of a loss term", form, forms)
 
 
 def _regions(term: str, images: Array, region: int) -> Array:

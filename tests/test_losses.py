@@ -85,6 +85,148 @@ def test_perceptual_by_hand():
     np.testing.assert_allclose(losses.perceptual(a, b), [9 / 4, 0])
 
 
+def test_reconstruction_by_hand():
+    reflectance = np.float32([[[[0.5, 1.0, 0.2], [0.0, 0.4, 0.8]]]])
+    image = np.float32([[[[0.3, 0.1, 0.1], [0.2, 0.1, 0.4]]]])
+    one = np.float32([[[[0.4], [0.5]]]])
+    errors = [0.2 - 0.3, 0.4 - 0.1, 0.08 - 0.1, 0.0 - 0.2, 0.2 - 0.1, 0.4 - 0.4]
+    expected = [np.abs(errors).mean()]
+    np.testing.assert_allclose(losses.reconstruction(reflectance, one, image), expected, rtol=1e-5)
+    three = np.repeat(one, 3, -1)
+    np.testing.assert_allclose(losses.reconstruction(reflectance, three, image), expected,
+                               rtol=1e-5)
+    three[0, 0, 0, 0] = 0.6  # 0.5 * 0.6 is the picture's 0.3
+    np.testing.assert_allclose(losses.reconstruction(reflectance, three, image),
+                               [np.abs(errors[1:]).sum() / 6], rtol=1e-5)
+
+
+def test_reflectance_consistency_by_hand():
+    low, high = np.zeros((2, 1, 2, 3), np.float32), np.zeros((2, 1, 2, 3), np.float32)
+    low[1, 0, 0], high[1, 0, 1] = [0.1, 0.2, 0.0], [0.0, 0.0, 0.6]
+    np.testing.assert_allclose(losses.reflectance_consistency(low, high), [0, 0.9 / 6], rtol=1e-6)
+
+
+def correlate(x, kernel, pads):
+    x = np.pad(x, pads)
+    h, w = x.shape[0] - 1, x.shape[1] - 1
+    return np.abs([[(x[i:i + 2, j:j + 2] * kernel).sum() for j in range(w)] for i in range(h)])
+
+
+def average(x, side, count_outside):
+    out, r = np.zeros_like(x), side // 2
+    for i, j in np.ndindex(*x.shape):
+        window = x[max(0, i - r):i + r + 1, max(0, j - r):j + r + 1]
+        out[i, j] = window.sum() / (side * side if count_outside else window.size)
+    return out
+
+
+def smoothness_by_its_definition(illumination, reflectance, edge, form):
+    red, pads = (0.299, (1, 1)) if form == "port" else (0.2989, (0, 1))
+    grey = reflectance.astype(np.float64) @ [red, 0.587, 0.114]
+    along_x = np.array([[0, 0], [-1, 1]])
+    total = 0.0
+    for kernel in (along_x, along_x.T):
+        light, structure = (correlate(x, kernel, pads)
+                            for x in (illumination[..., 0].astype(np.float64), grey))
+        scales = {3: 1, 5: 0.66, 7: 0.33} if form == "released" else {3: 1}
+        soft = sum(weight * average(structure, side, form == "port")
+                   for side, weight in scales.items())
+        total = total + light * np.exp(-edge * soft)
+    return total.mean()
+
+
+SMOOTHNESS_FORMS = losses.SMOOTHNESS_FORMS
+
+
+@pytest.mark.parametrize("form", SMOOTHNESS_FORMS)
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (3, 2), (11, 9)])
+def test_structure_smoothness_by_its_definition(shape, form):
+    light, reflectance = pictures(8, (2, *shape, 1)), pictures(9, (2, *shape, 3))
+    expected = [smoothness_by_its_definition(*pair, 3.0, form)
+                for pair in zip(light, reflectance, strict=True)]
+    np.testing.assert_allclose(losses.structure_smoothness(light, reflectance, 3.0, form),
+                               expected, rtol=1e-5)
+
+
+def test_structure_smoothness_by_hand():
+    light, reflectance = np.float32([[[[0.4]]]]), np.float32([[[[0.1, 0.1, 0.1]]]])
+    grey = 0.1 * (0.2989 + 0.587 + 0.114)
+    # one px: both differences are of the zeros around it
+    np.testing.assert_array_equal(losses.structure_smoothness(light, reflectance), [0])
+    # zeros on all sides: 2 x 2 differences each way, two of them of the px and a zero, and the
+    # 3 x 3 average sees all four
+    port = 2 * (2 * 0.4 * np.exp(-10 * 2 * 0.1 / 9)) / 4
+    np.testing.assert_allclose(losses.structure_smoothness(light, reflectance, form="port"),
+                               [port], rtol=1e-5)
+    # two px in a column: d_y is of the zeros right of them, and d_x of the lower px, in the upper
+    # row, whose average is over both rows
+    light = np.float32([[[[0.4]], [[0.1]]]])
+    reflectance = np.full((1, 2, 1, 3), 0.1, np.float32)
+    code = 0.1 * np.exp(-10 * grey / 2) / 2
+    np.testing.assert_allclose(losses.structure_smoothness(light, reflectance), [code], rtol=1e-5)
+
+
+def ramp(h, w):
+    c, i, j = np.meshgrid(np.arange(3), np.arange(h), np.arange(w), indexing="ij")
+    picture = 0.02 + 0.38 * ((3 * i + 5 * j + 7 * c) % 64) / 63
+    return picture.transpose(1, 2, 0)[None].astype(np.float32)
+
+
+@pytest.mark.parametrize("form, value", [("code", .07557522), ("port", .08636323)])
+def test_structure_smoothness_of_the_official_programs(form, value):
+    i, j = np.meshgrid(np.arange(24), np.arange(32), indexing="ij")
+    light = (0.1 + 0.5 * ((5 * i + 2 * j) % 64) / 63).astype(np.float32)[None, ..., None]
+    np.testing.assert_allclose(losses.structure_smoothness(light, ramp(24, 32), form=form),
+                               [value], rtol=1e-5)
+
+
+RETINEX = {
+    "reconstruction": lambda light, r, image: losses.reconstruction(r, light, image),
+    "reflectance_consistency": lambda light, r, image: losses.reflectance_consistency(r, image),
+    **{f"structure_smoothness {f}": lambda light, r, image, f=f: losses.structure_smoothness(
+        light, r, form=f) for f in SMOOTHNESS_FORMS},
+}
+
+
+@pytest.mark.parametrize("name", RETINEX)
+@pytest.mark.parametrize("shape", [(1, 1), (2, 3), (32, 32)])
+@pytest.mark.parametrize("level", [0.0, 0.6, 1.0])
+def test_retinex_terms_are_finite_at_the_edges(level, shape, name):
+    light, image = jnp.full((2, *shape, 1), level), jnp.full((2, *shape, 3), level)
+    values, gradients = jax.jit(jax.value_and_grad(
+        lambda *a: RETINEX[name](*a).sum(), (0, 1, 2)))(light, image, image)
+    assert np.isfinite(values)
+    for gradient in gradients:
+        assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", RETINEX)
+def test_retinex_terms_are_zero_at_the_stated_minimum(name):
+    picture = pictures(10, (2, 9, 8, 3))
+    light = np.ones((2, 9, 8, 1), np.float32)
+    if name.startswith("structure"):
+        light *= 0
+    np.testing.assert_array_equal(RETINEX[name](light, picture, picture), [0, 0])
+    other = RETINEX[name](jnp.asarray(pictures(11, light.shape)), picture,
+                          pictures(12, picture.shape))
+    assert other.shape == (2,) and (other > 1e-3).all()
+
+
+@pytest.mark.parametrize("name", RETINEX)
+def test_retinex_terms_have_one_value_an_image(name):
+    arrays = pictures(1, (2, 9, 8, 1)), pictures(2, (2, 9, 8, 3)), pictures(3, (2, 9, 8, 3))
+    alone = [RETINEX[name](*(a[i:i + 1] for a in arrays))[0] for i in range(2)]
+    np.testing.assert_allclose(RETINEX[name](*arrays), alone, rtol=1e-5)
+
+
+@pytest.mark.parametrize("form", SMOOTHNESS_FORMS)
+def test_structure_smoothness_gradient_flows_through_the_reflectance(form):
+    light, reflectance = pictures(1, (1, 9, 8, 1)), pictures(2, (1, 9, 8, 3))
+    gradient = jax.grad(
+        lambda r: losses.structure_smoothness(light, r, form=form).sum())(reflectance)
+    assert (np.asarray(gradient) != 0).mean() > 0.9
+
+
 FORMS = losses.FORMS
 GREY = np.float32(0.6)
 TERMS = {
@@ -162,6 +304,15 @@ def test_one_value_an_image(name):
     (lambda: losses.smoothness(pictures(shape=(1, 1, 8, 3))), ["(1, 1, 8, 3)", "2 px"]),
     (lambda: losses.smoothness(pictures(shape=(1, 8, 8, 4))), ["(1, 8, 8, 4)"]),
     (lambda: losses.perceptual(pictures(), pictures()[:, :9]), ["33, 37", "9, 37"]),
+    (lambda: losses.reconstruction(pictures(), pictures()[..., :1], pictures()[:, :9]),
+     ["33, 37", "9, 37"]),
+    (lambda: losses.reconstruction(pictures(), pictures()[..., :2], pictures()), ["33, 37, 2"]),
+    (lambda: losses.reconstruction(pictures()[..., :1], pictures(), pictures()), ["33, 37, 1"]),
+    (lambda: losses.reflectance_consistency(pictures(), pictures()[:1]), ["(1, 33", "(2, 33"]),
+    (lambda: losses.structure_smoothness(pictures(), pictures()), ["[B, H, W, 1]", "33, 37, 3"]),
+    (lambda: losses.structure_smoothness(pictures()[:, :9, :, :1], pictures()), ["9, 37, 1"]),
+    (lambda: losses.structure_smoothness(pictures()[..., :1], pictures(), form="prot"),
+     ["prot", "port"]),
 ])
 def test_errors_name_the_shapes(call, words):
     with pytest.raises(ValueError) as error:
