@@ -1,9 +1,10 @@
 """Denoising of a reflectance, stronger where the illumination is low.
 
 Retinex-Net (Wei et al., BMVC 2018) runs BM3D on the reflectance "with an illumination-related
-strategy"; no program for it was published. Here the strategy is R + (1 - I)^power (filtered
-R - R), and the filter is a library's. Candidates, their licences as their packages or
-package pages state them, and PSNR in dB on scikit-image's `camera` (grey, 512 x 512) and noise of sigma 25 / 255, 20.2 dB:
+strategy"; no program for it was published. Here the strategy is R + (1 - I)^power (filtered R -
+R), and the filter is a library's. Candidates, their licences as their packages or package pages
+state them, and PSNR in dB on scikit-image's `camera` (grey, 512 x 512) and noise of sigma 25 /
+255, 20.2 dB:
 
 | library                | licence             | PSNR | here                                       |
 |------------------------|---------------------|------|--------------------------------------------|

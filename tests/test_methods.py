@@ -1,0 +1,191 @@
+"""What holds for every method and each of its variants: sizes, gradients, knobs, phases."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lljax import config as configs
+from lljax import method, parallel
+
+KEY = jax.random.key(0)
+SIZE = 24
+
+# (method, presets) -> parameters of each network, those of the official programs
+COUNTS = {
+    ("zerodce", ""): {"curve": 79_416},
+    ("zerodce", "paper"): {"curve": 79_416},
+    ("retinexnet", ""): {"decom": 207_748, "relight": 236_865},
+    ("retinexnet", "paper"): {"decom": 207_748, "relight": 236_865},
+    ("retinexnet", "torch_port"): {"decom": 207_748, "relight": 347_457},
+    ("retinexnet", "torch_port,replicate,released"): {"decom": 207_748, "relight": 347_457},
+    ("retinexnet", "notes_transposed"): {"decom": 207_748, "relight": 347_457 + 3 * 36_928},
+    ("retinexnet", "joint"): {"decom": 207_748, "relight": 236_865},
+    ("retinexnet", "decom_only"): {"decom": 207_748},
+}
+
+# for every knob of `model` and `loss` but enabled and weight, a value unlike the default
+OTHER = {
+    "zerodce": {
+        "model.iterations": 4, "model.depth": 5, "model.width": 16,
+        "loss.spatial.region": 8, "loss.spatial.form": "paper", "loss.exposure.region": 8,
+        "loss.exposure.level": 0.5, "loss.exposure.form": "paper", "loss.color.form": "paper",
+        "loss.smoothness.form": "paper",
+    },
+    "retinexnet": {
+        "model.width": 32, "model.depth": 4, "model.upsampling": "transposed",
+        "model.skips": "concat", "model.padding": "replicate", "model.origin": "torch",
+        "model.adjust": "ones", "loss.reflectance.fix_high": True,
+        **{f"loss.smoothness_{where}.{knob}": value
+           for where in ("low", "high", "enhanced")
+           for knob, value in (("edge", 5.0), ("form", "port"))},
+    },
+}
+# those that need a file: tested where the method is
+ELSEWHERE = {"zerodce": {"loss.perceptual.vgg16", "loss.perceptual.layer",
+                         "loss.perceptual.normalize"}}
+
+
+@functools.cache
+def build(name, presets="", knob=None, value=None):
+    config = configs.default(name, presets)
+    with config.unlocked():
+        if knob:
+            *folders, leaf = knob.split(".")
+            functools.reduce(lambda node, key: node[key], folders, config)[leaf] = value
+            if knob == "model.adjust":  # without Enhance-Net there is nothing for its losses
+                config.phases = ("decom",)
+    return method.load(config)
+
+
+def noise(*shape, seed=0):
+    return jnp.asarray(np.random.RandomState(seed).uniform(size=shape), jnp.float32)
+
+
+def batch():
+    count = jax.local_device_count()
+    return {"low": 0.3 * noise(count, SIZE, SIZE, 3), "high": noise(count, SIZE, SIZE, 3, seed=1),
+            "mask": jnp.ones(count), "key": jax.random.split(KEY, count)}
+
+
+@functools.cache
+def initial(model):
+    return jax.jit(lambda: model.init(KEY, batch()))()
+
+
+def step(model, phase, nets):
+    state = parallel.place(model.start_phase(jax.tree.map(jnp.copy, nets), 0, phase))
+    one = parallel.pmap(functools.partial(model.train_step, phase=phase))
+    return one(state, parallel.split(batch()), model.weights())
+
+
+def outputs(model):
+    """What a step and an enhanced picture give: the numbers that a knob may change."""
+    nets, scalars = initial(model), {}
+    for phase in model.config.phases:
+        scalars |= step(model, phase, nets)[1]
+    enhanced = model.enhance(nets, batch()["low"], KEY)
+    return {**{k: float(v) for k, v in scalars.items()}, "enhanced": np.asarray(enhanced)}
+
+
+default_outputs = functools.cache(lambda name: outputs(build(name)))
+
+
+def test_all_methods_are_here():
+    assert {name for name, _ in COUNTS} == set(method.list_methods()) == set(OTHER)
+
+
+@pytest.mark.parametrize("case", COUNTS, ids="-".join)
+def test_parameter_counts(case):
+    nets = jax.eval_shape(build(*case).init, KEY, batch())
+    assert {name: sum(x.size for x in jax.tree.leaves(net["params"]))
+            for name, net in nets.items()} == COUNTS[case]
+
+
+@pytest.mark.parametrize("case", COUNTS, ids="-".join)
+@pytest.mark.parametrize("shape", [(1, 1, 1, 3), (2, 45, 61, 3), (1, 3, 50, 3)], ids=str)
+def test_any_picture_size(case, shape):
+    model = build(*case)
+    enhanced = model.enhance(initial(model), noise(*shape), KEY)
+    assert enhanced.shape == shape and np.isfinite(enhanced).all()
+
+
+@pytest.mark.parametrize("case", COUNTS, ids="-".join)
+def test_phases_train_their_networks_and_return_their_terms(case):
+    model = build(*case)
+    nets, returned = initial(model), set()
+    for phase in model.config.phases:
+        state, scalars = step(model, phase, nets)
+        trained = model.nets_of(phase)
+        assert set(state.opt) == set(trained)
+        for net in nets:
+            before, after = nets[net]["params"], state.nets[net]["params"]
+            for path, leaf in jax.tree_util.tree_leaves_with_path(before):
+                new = functools.reduce(lambda node, key: node[key.key], path, after)
+                assert np.isfinite(new).all()
+                changed = not np.array_equal(leaf, new)
+                assert changed == (net in trained), (phase, net, jax.tree_util.keystr(path))
+        returned |= {name.removeprefix("loss/") for name in scalars if name.startswith("loss/")}
+        total = sum(model.weights()[name.removeprefix("loss/")] * value
+                    for name, value in scalars.items() if name.startswith("loss/"))
+        if len(totals := [v for k, v in scalars.items() if k.startswith("total/")]) == 1:
+            np.testing.assert_allclose(totals[0], total, rtol=1e-5)
+    assert returned == set(model.weights())
+
+
+@pytest.mark.parametrize("case", COUNTS, ids="-".join)
+def test_halo_holds_the_receptive_field(case):
+    model = build(*case)
+    if model.halo is None:
+        pytest.skip("sees the whole picture")
+    size = 2 * model.halo + 17
+    size += -size % model.multiple
+    nets, x = initial(model), noise(1, size, size, 3)
+
+    @jax.jit
+    def reach(at):
+        return jax.grad(lambda x: jax.lax.dynamic_slice(
+            model.enhance(nets, x, KEY), (0, at, at, 0), (1, 1, 1, 3)).sum())(x)
+
+    widest = 0
+    for at in range(size // 2, size // 2 + model.multiple):
+        seen = np.flatnonzero(np.abs(reach(at)).sum((0, 2, 3)))
+        widest = max(widest, at - seen[0], seen[-1] - at)
+    assert widest <= model.halo
+    assert widest > model.halo - 8  # nor is work thrown away
+
+
+@pytest.mark.parametrize("name", OTHER)
+def test_every_knob_is_tested_below(name):
+    config = configs.default(name)
+    knobs = {f"model.{knob}" for knob in config.model}
+    knobs |= {f"loss.{term}.{knob}" for term, entry in config.loss.items() for knob in entry
+              if knob not in ("enabled", "weight")}
+    assert knobs == OTHER[name].keys() | ELSEWHERE.get(name, set())
+
+
+@pytest.mark.parametrize("name, knob", [(name, knob) for name in OTHER for knob in OTHER[name]])
+def test_each_knob_changes_something(name, knob):
+    before = default_outputs(name)
+    if knob == "model.adjust":
+        model = build(name, "decom_only")
+    else:
+        model = build(name, "", knob, OTHER[name][knob])
+    after = outputs(model)
+    assert before.keys() != after.keys() or any(
+        not np.allclose(before[key], after[key], rtol=1e-4) for key in before)
+
+
+@pytest.mark.parametrize("name, term", [
+    (name, term) for name in OTHER for term, entry in configs.default(name).loss.items()
+    if entry.enabled])
+def test_a_disabled_term_is_not_in_the_program(name, term):
+    model = build(name, "", f"loss.{term}.enabled", False)
+    returned = set()
+    for phase in model.config.phases:
+        state = jax.eval_shape(lambda phase=phase: model.start_phase(initial(model), 0, phase))
+        one = parallel.pmap(functools.partial(model.train_step, phase=phase)).compiled
+        returned |= set(jax.eval_shape(one, state, parallel.split(batch()), model.weights())[1])
+    assert f"loss/{term}" not in returned and term not in model.weights()
