@@ -112,11 +112,11 @@ def _notes(*more):
 
 # The real networks and terms, seconds on two cores.
 SMOKE = dict(
-    data=dict(crop=48),
+    data=dict(crop=32),
     eval=dict(limit=2),
     log=dict(every=1),
     checkpoint=dict(every=1),
-    phase={name: dict(steps=2, batch_size=2)
+    phase={name: dict(steps=2, batch_size=8)
            for name in ("decom", "relight", "joint", "finetune")},
 )
 
