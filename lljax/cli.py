@@ -7,7 +7,7 @@ import os
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NoReturn
 
 from lljax import errors
@@ -161,6 +161,7 @@ def _enhance(options: argparse.Namespace) -> int:
     parallel.keep_programs()
     from lljax.inference import enhancer as enhancer_lib
     enhancer = enhancer_lib.load(model, settings=options.set)
+    _make_folders(target for _, target in jobs)
     if options.save_maps:
         names = enhancer.drawn()
         if not names:
@@ -232,6 +233,22 @@ def _plan(inputs: Sequence[str], output: str,
     return todo, refused
 
 
+def _make_folders(targets: Iterable[str]) -> None:
+    """Makes the folders of the results before work starts.
+
+    Raises:
+      InputError: one cannot be made or written into.
+    """
+    for folder in sorted({os.path.dirname(target) or "." for target in targets}):
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the folder {folder}: {error.strerror}; choose another "
+                             "-o") from error
+        if not os.access(folder, os.W_OK):
+            raise InputError(f"cannot write into {folder}: permission denied; choose another -o")
+
+
 def _map_file(target: str, name: str) -> str:
     return f"{os.path.splitext(target)[0]}_{name}.png"
 
@@ -276,21 +293,13 @@ def _run(enhancer, jobs: Sequence[tuple[str, str]],
     from concurrent.futures import ThreadPoolExecutor
 
     from lljax import images
-    from lljax.inference.enhancer import finish
 
     def enhance(pixels):
-        if not save_maps:
-            return enhancer(pixels), {}
-        maps = enhancer.explain(pixels)
-        result = finish(maps.pop("enhanced"), pixels.dtype)
-        # Drawn at once: the raw maps are many times larger than the picture.
-        return result, {name: images.drawing(drawn)
-                        for name, drawn in enhancer.method.draw(maps).items()}
+        return enhancer.draw(pixels) if save_maps else (enhancer(pixels), {})
 
     def write(target, picture, maps):
-        os.makedirs(os.path.dirname(target) or ".", exist_ok=True)
         for name, drawn in maps.items():
-            images.write(_map_file(target, name), drawn)
+            images.write(_map_file(target, name), images.drawing(drawn))
         images.write(target, picture)  # last: a result says that its maps are there
 
     def attempt(file, function, *arguments):

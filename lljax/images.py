@@ -106,6 +106,8 @@ def read(path: str | os.PathLike) -> Picture:
                          "cut or shrink it first") from None
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
+    except PermissionError:
+        raise InputError(f"{path}: permission to read it is denied") from None
     except InputError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
@@ -265,12 +267,8 @@ def to_pil(picture: Picture) -> Image.Image:
 
 
 def drawing(pixels: np.ndarray) -> Picture:
-    """A float array [H, W, 1 or 3] in [0, 1] as an 8-bit picture, grey or RGB.
-
-    Raises:
-      ValueError: a value that is not a number.
-    """
-    pixels, grey = to_uint(pixels, np.uint8), pixels.shape[-1] == 1
+    """A uint8 array [H, W, 1 or 3] as a picture, grey or RGB."""
+    grey = pixels.shape[-1] == 1
     return Picture(np.repeat(pixels, 3, axis=2), None, "L") if grey else Picture(pixels)
 
 

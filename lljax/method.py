@@ -146,10 +146,11 @@ class Method:
         """Pictures of the maps, for people to look at; runs on the host.
 
         Here those of one or three channels, cut to [0, 1]; a method whose maps have another range
-        or depth says how they are shown.
+        or depth says how they are shown. A large picture comes in tiles, if the method has a
+        `halo`: a pixel is drawn of the maps at that pixel alone.
 
         Args:
-          maps: of one picture, raw, [h, w, C] each (and what is no map, as it is), without
+          maps: of one picture or tile, raw, [h, w, C] each (and what is no map, as it is), without
             `enhanced`.
 
         Returns:

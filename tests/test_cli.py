@@ -193,6 +193,7 @@ def test_mistakes_are_one_line_before_any_work(ugly, model, tmp_path):
         (("enhance", tmp_path / "other", one, "-o", one, "--model", model), "is a file"),
         (("enhance", out.parent / "none", "-o", out, "--model", model), "none"),
         (("enhance", one, "-o", out, "--save-map", "--model", model), 'Did you mean "--save-maps"'),
+        (("enhance", one, "-o", one / "in", "--model", model), "choose another -o"),
         (("convert", "zerodse", one, "-o", tmp_path / "x.safetensors"), 'Did you mean "zerodce"'),
     ]
     before = tree(tmp_path)

@@ -144,6 +144,18 @@ def test_leaks_between_train_and_test_are_found(tmp_path):
     assert "  22 = 5 (the same pixels)" in report.lines
 
 
+def test_joined_sources_are_checked_together(pairs):
+    report = check.check("demo+pairs", low=str(pairs / "low"), high=str(pairs / "high"))
+    text = "\n".join(report.lines)
+    assert not report.problems
+    for title in ("demo train low", "demo test high", "pairs low", "pairs high"):
+        assert f"{title}: " in text
+    with pytest.raises(InputError, match="--root does not go with demo.pairs"):
+        check.check("demo+pairs", root=str(pairs))
+    with pytest.raises(InputError, match='"pears".*"pairs"'):
+        check.check("demo+pears")
+
+
 def test_the_demo_set_is_sound(capsys):
     assert cli.main(["lljax", "data", "check", "demo"]) == 0
     assert capsys.readouterr().out.endswith("demo: 192 pictures, no problems\n")

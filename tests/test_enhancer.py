@@ -237,10 +237,25 @@ def test_pictures_of_the_maps():
     assert set(drawn) == {"noise", "enhanced", "one"}
     np.testing.assert_array_equal(drawn["noise"], maps["noise"].clip(0, 1))
     assert enhancer.drawn() == ["noise"] and local(4).drawn() == ["small"]
-    assert images.drawing(drawn["noise"]).pixels.shape == (6, 9, 3)
-    grey = images.to_pil(images.drawing(drawn["one"]))
+    eight = {name: images.to_uint(value, np.uint8) for name, value in drawn.items()}
+    assert images.drawing(eight["noise"]).pixels.shape == (6, 9, 3)
+    grey = images.to_pil(images.drawing(eight["one"]))
     assert grey.mode == "L" and grey.size == (9, 6)
-    np.testing.assert_array_equal(np.asarray(grey), images.to_uint(drawn["one"])[..., 0])
+    np.testing.assert_array_equal(np.asarray(grey), eight["one"][..., 0])
+
+
+def test_drawn_in_tiles_equals_drawn_whole():
+    """And the picture is that of a call, whatever its depth."""
+    enhancer = local(4)
+    for low in (picture(300, 411), picture(300, 411).astype(np.uint16) * 257):
+        enhanced, drawings = enhancer.draw(low)
+        np.testing.assert_array_equal(enhanced, enhancer(low))
+        maps = enhancer.explain(low)
+        maps.pop("enhanced")
+        for name, value in enhancer.method.draw(maps).items():
+            assert drawings[name].dtype == np.uint8
+            np.testing.assert_array_equal(drawings[name], images.to_uint(value, np.uint8))
+        assert sorted(drawings) == enhancer.drawn()
 
 
 def test_explain_takes_one_picture():

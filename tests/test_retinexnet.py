@@ -133,8 +133,8 @@ def test_terms_and_gradients(shared, origin, picture):
 
         (value, terms), gradient = jax.jit(jax.value_and_grad(total, has_aux=True))(
             nets[net]["params"])
-        for name, value in {**terms, f"total/{net}": value}.items():
-            np.testing.assert_allclose(value, reference["loss__" + NAMES[name]], rtol=2e-5,
+        for name, ours in {**terms, f"total/{net}": value}.items():
+            np.testing.assert_allclose(ours, reference["loss__" + NAMES[name]], rtol=2e-5,
                                        err_msg=name)
         for theirs, (path, transform) in model.official_keys().items():
             key = f"grad{word}__" + theirs.replace("/", ".")

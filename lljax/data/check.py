@@ -9,6 +9,7 @@ reference, and a set for training without references may hold whole exposure ser
 from __future__ import annotations
 
 import collections
+import dataclasses
 import functools
 import hashlib
 import os
@@ -66,6 +67,7 @@ class Part:
       readers: one function a picture, giving name and uint8 [H, W, 3]; InputError if broken.
       paired: whether the other role's picture of equal index shows the same.
       facts: of each picture; None for a broken one.
+      source: which of several joined sources it is of; "" if there is one.
     """
 
     split: str
@@ -73,11 +75,12 @@ class Part:
     readers: Sequence[Reader]
     paired: bool = False
     facts: list[Facts | None] = field(default_factory=list)
+    source: str = ""
 
     @property
     def title(self) -> str:
         """For messages."""
-        return f"{self.split} {self.role}".strip()
+        return " ".join(filter(None, (self.source, self.split, self.role)))
 
     @property
     def good(self) -> list[Facts]:
@@ -145,18 +148,32 @@ def check(source: str, *, low: str | None = None, high: str | None = None,
     return report
 
 
+# the flags that a source takes; the others are published sets
+_FLAGS = {"demo": (), "folder": ("--low",), "pairs": ("--low", "--high"),
+          "unpaired": ("--low", "--high")}
+
+
 def _parts(source: str, low: str | None, high: str | None, root: str | None,
            prepared: str | None) -> tuple[list[Part], list[str]]:
-    """A source's parts, and the files that lack a partner."""
-    if source not in sources.SOURCES:
-        raise unknown("data source", source, sources.SOURCES)
+    """A source's parts, or those of several joined by "+", and the files that lack a partner."""
     given = {"--low": low, "--high": high, "--root": root, "--prepared": prepared}
-    used = {"demo": (), "folder": ("--low",), "pairs": ("--low", "--high"),
-            "unpaired": ("--low", "--high")}.get(source, ("--root", "--prepared"))
+    names = source.split("+")
+    for name in names:
+        if name not in sources.SOURCES:
+            raise unknown("data source", name, sources.SOURCES)
+    takes = {name: _FLAGS.get(name, ("--root", "--prepared")) for name in names}
+    every = list(dict.fromkeys(flag for flags in takes.values() for flag in flags))
     for flag, value in given.items():
-        if value is not None and flag not in used:
+        if value is not None and flag not in every:
             raise InputError(f"{flag} does not go with {source}; that takes "
-                             f"{' and '.join(used) or 'no folder'}")
+                             f"{' and '.join(every) or 'no folder'}")
+    if len(names) > 1:
+        found = [_parts(name, *(given[flag] if flag in takes[name] else None for flag in given))
+                 for name in names]
+        return ([dataclasses.replace(part, source=name) for name, (parts, _) in
+                 zip(names, found, strict=True) for part in parts],
+                [path for _, lonely in found for path in lonely])
+    used = takes[source]
     if source == "demo":  # both pictures of a record are made at once
         tables = {split: sources.Cached(demo.records(split), 2**30) for split in ("train", "test")}
         return [part for split, table in tables.items()
@@ -292,7 +309,9 @@ def _unequal(parts: Sequence[Part]) -> list[str]:
     """The pairs whose pictures differ in size."""
     found = []
     for low, high in zip(parts, parts[1:], strict=False):
-        if low.paired and (low.split, low.role, high.role) == (high.split, "low", "high"):
+        if low.paired and (
+                low.source, low.split, low.role, high.role) == (
+                high.source, high.split, "low", "high"):
             found += [f"{a.name}: low is {a.size[0]}x{a.size[1]}, high {b.size[0]}x{b.size[1]}"
                       for a, b in zip(low.facts, high.facts, strict=True)
                       if a is not None and b is not None and a.size != b.size]

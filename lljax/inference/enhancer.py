@@ -14,7 +14,7 @@ import dataclasses
 import os
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -151,31 +151,32 @@ class Enhancer:
         Raises:
           InputError: as for a call, or for a batch.
         """
-        if isinstance(image, Image.Image):
-            pixels = images.from_pil(image).pixels
-        else:
-            pixels = _checked(image)
-        if pixels.ndim != 3:
-            raise InputError(f"explain takes one picture [H, W, 3], not shape {pixels.shape}")
-        height, width = pixels.shape[:2]
-        padded = self._pad(pixels)
-        maps: dict[str, np.ndarray] = {}
-        for tile, found in self._pieces(padded):
-            for name, value in found.items():
-                scale = _scale(tile, value)
-                if scale is None:
-                    maps[name] = value
-                    continue
-                if name not in maps:
-                    size = (padded.shape[0] // scale, padded.shape[1] // scale)
-                    maps[name] = np.empty(size + value.shape[2:], np.float32)
-                maps[name][tile.rows.kept(scale), tile.columns.kept(scale)] = (
-                    value[tile.rows.inner(scale), tile.columns.inner(scale)])
-        for name, value in maps.items():
-            scale = value.ndim == 3 and padded.shape[0] // value.shape[0]
-            if scale:
-                maps[name] = images.crop(value, -(-height // scale), -(-width // scale))
-        return maps
+        return self._gather(_one(image), dict)
+
+    def draw(self, image: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """A picture enhanced, and the pictures that the method draws of its maps.
+
+        The maps are drawn tile by tile: raw, they are many times larger than the picture.
+
+        Args:
+          image: one picture, as for a call.
+
+        Returns:
+          (pixels, drawings): pixels [H, W, 3] are those of a call, the drawings uint8 [h, w, 1 or
+          3] by the names of `drawn`.
+
+        Raises:
+          InputError: as `explain`.
+        """
+        pixels = _one(image)
+
+        def convert(found):
+            enhanced = finish(found.pop("enhanced"), pixels.dtype)
+            return {"": enhanced, **{name: images.to_uint(value, np.uint8)
+                                     for name, value in self.method.draw(found).items()}}
+
+        result = self._gather(pixels, convert)
+        return result.pop(""), result
 
     def drawn(self) -> list[str]:
         """Names of the pictures that the method draws of its maps."""
@@ -188,12 +189,32 @@ class Enhancer:
 
     def _enhance(self, pixels: np.ndarray) -> np.ndarray:
         """[H, W, 3] of any accepted dtype -> the same, enhanced."""
+        return self._gather(pixels, lambda found: {
+            "enhanced": finish(found["enhanced"], pixels.dtype)}, "enhanced")["enhanced"]
+
+    def _gather(self, pixels: np.ndarray, convert: Callable[[dict], dict[str, np.ndarray]],
+                *names: str) -> dict[str, np.ndarray]:
+        """What `convert` makes of the maps (of these names, or all) of each tile, put together."""
+        height, width = pixels.shape[:2]
         padded = self._pad(pixels)
-        result = np.empty_like(padded)
-        for tile, found in self._pieces(padded, "enhanced"):
-            value = found["enhanced"][tile.rows.inner(), tile.columns.inner()]
-            result[tile.rows.kept(), tile.columns.kept()] = finish(value, pixels.dtype)
-        return np.ascontiguousarray(images.crop(result, *pixels.shape[:2]))
+        result: dict[str, np.ndarray] = {}
+        for tile, found in self._pieces(padded, *names):
+            for name, value in convert(found).items():
+                scale = _scale(tile, value)
+                if scale is None:
+                    result[name] = value
+                    continue
+                if name not in result:
+                    size = (padded.shape[0] // scale, padded.shape[1] // scale)
+                    result[name] = np.empty(size + value.shape[2:], value.dtype)
+                result[name][tile.rows.kept(scale), tile.columns.kept(scale)] = (
+                    value[tile.rows.inner(scale), tile.columns.inner(scale)])
+        for name, value in result.items():
+            scale = value.ndim == 3 and padded.shape[0] // value.shape[0]
+            if scale:
+                result[name] = np.ascontiguousarray(
+                    images.crop(value, -(-height // scale), -(-width // scale)))
+        return result
 
     def _pad(self, pixels: np.ndarray) -> np.ndarray:
         """Extends the sides to the method's multiple."""
@@ -314,6 +335,16 @@ def _check_fit(method: method_lib.Method, nets: dict[str, Any], settings: Sequen
     if wrong := method_lib.shape_differences(found, expected):
         raise InputError(f"{', '.join(settings)}: the trained networks are others: {wrong}; a "
                          "setting of the networks themselves takes a training of its own")
+
+
+def _one(image: Any) -> np.ndarray:
+    """The pixels of one picture."""
+    if isinstance(image, Image.Image):
+        return images.from_pil(image).pixels
+    pixels = _checked(image)
+    if pixels.ndim != 3:
+        raise InputError(f"explain takes one picture [H, W, 3], not shape {pixels.shape}")
+    return pixels
 
 
 def _checked(image: Any) -> np.ndarray:
