@@ -186,11 +186,11 @@ def get_config(presets: str = "") -> ConfigDict:
         name: dict(
             steps=steps,  # updates
             batch_size=16,  # pairs an update, over all devices
-            microbatch=microbatch,  # pairs a forward pass; -1 = 1 on CPU, all elsewhere; 0 = all
+            microbatch=-1,  # pairs a forward pass; -1 = 1 on CPU and all elsewhere, 0 = all
             optim=nets)
-        for name, steps, microbatch, nets in (
-            ("decom", 100 * EPOCH, 0, _optim("decom")),
-            ("relight", 100 * EPOCH, 0, _optim("relight")),
-            ("joint", 100 * EPOCH, 0, both),
-            ("finetune", 10 * EPOCH, 0, _optim("decom", **sgd) | _optim("relight", **sgd)))})
+        for name, steps, nets in (
+            ("decom", 100 * EPOCH, _optim("decom")),
+            ("relight", 100 * EPOCH, _optim("relight")),
+            ("joint", 100 * EPOCH, both),
+            ("finetune", 10 * EPOCH, _optim("decom", **sgd) | _optim("relight", **sgd)))})
     return apply_presets(config, presets, PRESETS)

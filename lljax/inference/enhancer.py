@@ -34,7 +34,8 @@ from lljax.errors import InputError, unknown
 # overlap at all. An accelerator wants fewer and larger ones.
 _CPU_SIDES, _CPU_START = (64, 112, 144, 176), 4
 _ACCELERATOR_SIDES, _ACCELERATOR_START = (128, 256, 512, 768), 64
-_CPU_HALO = 8  # the sides suit a halo of at most this; a larger one scales them
+_CPU_HALO = 8  # the sides suit a halo of at most this; a larger one scales them, and takes more of
+_BETWEEN = 3  # them, as many between two: its overlap costs more than another compilation
 _SLACK = 1e-3  # floats may leave [0, 1] by so much: resampling rounds
 
 
@@ -100,8 +101,11 @@ class Enhancer:
         if method.halo is not None:
             self._halo = _up(method.halo, method.multiple)
             scale = max(1, self._halo / _CPU_HALO)
-            self._sides = [_up(round(side * scale), method.multiple)
-                           for side in (_CPU_SIDES if cpu else _ACCELERATOR_SIDES)]
+            sides = _CPU_SIDES if cpu else _ACCELERATOR_SIDES
+            if scale > 1:
+                places = np.arange(0, len(sides) - 1 + 1e-9, 1 / _BETWEEN)
+                sides = np.interp(places, np.arange(len(sides)), sides)
+            self._sides = [_up(round(side * scale), method.multiple) for side in sides]
 
     def use(self, nets: dict[str, Any]) -> None:
         """Replaces the networks by others of the same shapes; nothing is compiled anew."""
