@@ -34,8 +34,9 @@ demo: setup
 	@echo "contact sheet  $(DEMO)/evaluation/contact_sheet.png   (low | enhanced | reference)"
 	@echo "enhanced       $(DEMO)/enhanced/"
 
+# Two at a time: most of the time goes into compiling, which takes one core.
 test: setup lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 lint: setup
 	$(BIN)/ruff check .
