@@ -107,8 +107,12 @@ class Checkpoints:
         """
         blank = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), target)
         try:
-            return self._manager.restore(
+            state = self._manager.restore(
                 step, args=ocp.args.Composite(state=ocp.args.StandardRestore(blank))).state
+            # Orbax minds the names alone and hands back arrays of the saved shapes.
+            if text := method_lib.shape_differences(state.nets, target.nets):
+                raise ValueError(text)
+            return state
         except (ValueError, KeyError, OSError, RuntimeError) as error:
             self.raw(step)  # raises if the fault is the file's
             reason = " ".join(str(error).split())[:300]

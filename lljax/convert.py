@@ -18,6 +18,7 @@ from lljax.errors import InputError
 
 # torch's BatchNorm counts its batches; older files lack the count and nothing here reads it
 _IGNORED = ".num_batches_tracked"
+_NAMED = 8  # names that a message lists
 
 
 class Converted(NamedTuple):
@@ -91,6 +92,12 @@ class _Unfit(Exception):
     """What the files hold instead of the method's networks, in words."""
 
 
+def _some(names: Sequence[str]) -> str:
+    """Names for a message: the first few, and how many more there are."""
+    shown = ", ".join(names[:_NAMED]) or "none"
+    return shown + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
 def _rename(model: method.Method, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
     keys = model.official_keys()
     extra, missing = sorted(tensors.keys() - keys.keys()), sorted(keys.keys() - tensors.keys())
@@ -98,8 +105,7 @@ def _rename(model: method.Method, tensors: dict[str, np.ndarray]) -> dict[str, A
         owner = {name: path.split("/")[0] for name, (path, _) in keys.items()}
         absent = sorted(set(owner.values()) - {owner[name] for name in keys.keys() & tensors})
         hint = f" (nothing of {', '.join(absent)}: is a file not given?)" if absent else ""
-        raise _Unfit(f"unknown keys: {', '.join(extra) or 'none'}; "
-                     f"missing keys: {', '.join(missing) or 'none'}{hint}")
+        raise _Unfit(f"unknown keys: {_some(extra)}; missing keys: {_some(missing)}{hint}")
     nets: dict[str, Any] = {}
     for name, (path, transform) in keys.items():
         *folders, leaf = path.split("/")

@@ -81,11 +81,11 @@ def check(config: ConfigDict) -> None:
         return
     module, package = _PACKAGES[config.name]
     if importlib.util.find_spec(module) is None:
-        hint = ("it exists for Python 3.12 and later on Linux x86-64 and macOS arm64, elsewhere "
-                "use denoise.name=nlm; the authors' own bm3d is for non-commercial use only"
-                if config.name == "bm3d" else "denoise.name=none does without")
-        raise InputError(f"denoise.name={config.name} needs {package}: pip install "
-                         f"'lljax[denoise]' ({hint})")
+        hint = (", which exists for Python 3.12 and later on Linux x86-64 and macOS arm64 (the "
+                "authors' own is for non-commercial use only); elsewhere use denoise.name=nlm, "
+                "there " if config.name == "bm3d" else ": ")
+        raise InputError(f"denoise.name={config.name} needs {package}{hint}"
+                         "pip install 'lljax[denoise]'")
 
 
 def halo(config: ConfigDict) -> int | None:

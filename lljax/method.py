@@ -252,6 +252,8 @@ class Method:
             scalars[f"grad_norm/{net}"] = optax.tree.norm(grads[net])
             changes, state.opt[net] = self.optimizer(phase, net).update(
                 grads[net], state.opt[net], params[net], value=scalars[f"total/{joined}"])
+            if config.optim[net].schedule == "plateau":
+                scalars[f"lr_scale/{net}"] = optax.tree_utils.tree_get(state.opt[net], "scale")
             new = optax.apply_updates(params[net], changes)
             state.nets[net] = {**state.nets[net], "params": new}
             if net in stats:

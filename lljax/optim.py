@@ -27,8 +27,8 @@ def default(**changes) -> ConfigDict:
         factor=0.1,  # steps, plateau: the multiplier
         decay_start=0,  # linear: phase step from which lr falls ...
         decay_end=0,  # linear: ... to zero at this phase step
-        patience=10,  # plateau: updates without a new best total before lr is multiplied
-        window=100,  # plateau: updates averaged into one value that is compared
+        patience=10,  # plateau: windows in a row without a new best before lr is multiplied, >= 1
+        window=100,  # plateau: updates whose mean total is compared with the best, >= 1
         min_lr=0.0,  # plateau: lr never falls below this
     ))
     config.update(changes)
@@ -56,6 +56,19 @@ def schedule(config: ConfigDict) -> optax.Schedule:
         return optax.linear_schedule(
             config.lr, 0.0, config.decay_end - config.decay_start, config.decay_start)
     raise unknown("learning-rate schedule", config.schedule, SCHEDULES)
+
+
+def _check_plateau(config: ConfigDict) -> None:
+    """optax takes what turns the schedule round: a rate that rises, or falls on every best."""
+    for knob in ("patience", "window"):
+        if config[knob] < 1:
+            raise InputError(f"a plateau schedule with {knob}={config[knob]}; it must be 1 or more")
+    if not 0 < config.factor < 1:
+        raise InputError(f"a plateau schedule with factor={config.factor}; it must be between 0 "
+                         "and 1")
+    if not 0 <= config.min_lr <= config.lr:
+        raise InputError(f"a plateau schedule with min_lr={config.min_lr}; it must be between 0 "
+                         f"and lr={config.lr}")
 
 
 def build(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
@@ -86,6 +99,7 @@ def build(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
         raise unknown("optimiser", config.name, OPTIMIZERS)
     chain.append(optax.scale_by_learning_rate(schedule(config)))
     if config.schedule == "plateau":
+        _check_plateau(config)
         chain.append(optax.contrib.reduce_on_plateau(
             factor=config.factor, patience=config.patience, accumulation_size=config.window,
             min_scale=config.min_lr / config.lr))

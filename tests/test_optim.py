@@ -52,3 +52,10 @@ def test_plateau_lowers_the_rate_when_the_total_stops_falling():
 def test_unknown_names_are_refused_with_the_nearest(change, message):
     with pytest.raises(InputError, match=message):
         optim.build(optim.default(**change))
+
+
+@pytest.mark.parametrize("knob, value", [("patience", 0), ("window", 0), ("factor", 1.0),
+                                         ("factor", 0.0), ("min_lr", 1.0)])
+def test_a_plateau_that_would_turn_round_is_refused(knob, value):
+    with pytest.raises(InputError, match=f"plateau schedule with {knob}={value}"):
+        optim.build(optim.default(schedule="plateau", **{knob: value}))

@@ -1,6 +1,7 @@
 """Retinex-Net: its own networks, phases and files, and the recorded outputs of both programs."""
 
 import functools
+import json
 import zlib
 
 import jax
@@ -10,8 +11,10 @@ import pytest
 
 from lljax import config as configs
 from lljax import convert, method, parallel, tensors
+from lljax.checkpoint import load_nets
 from lljax.errors import InputError
 from lljax.inference import enhancer
+from lljax.training.loop import fit
 
 KEY = jax.random.key(0)
 PAIRS = ["pair_3_5", "pair_481_484"]
@@ -281,7 +284,8 @@ def test_data_without_references_is_refused():
 @pytest.mark.parametrize("files, variant, nets", [
     (("retinexnet_torch/Decom/9200.tar", "retinexnet_torch/Relight/9200.tar"), "torch_port",
      {"decom", "relight"}),
-    (("retinexnet_tf/Decom/RetinexNet-tensorflow.index",), "official_code,decom_only", {"decom"}),
+    (("retinexnet_tf/Decom/RetinexNet-tensorflow.index",), "official_code,released,decom_only",
+     {"decom"}),
 ])
 def test_files_are_recognised(shared, tmp_path, files, variant, nets):
     """The variant, and with it the padding, is in the file: the user cannot get it wrong."""
@@ -303,3 +307,64 @@ def test_one_file_of_two_names_what_is_missing(shared, tmp_path):
     path = shared / "data/weights/retinexnet_torch/Relight/9200.tar"
     with pytest.raises(InputError, match="net1_conv0"):
         convert.convert("retinexnet", [str(path)], str(tmp_path / "rn.safetensors"))
+
+
+# ---- wrong turns ----
+
+
+def train(workdir, presets, **changes):
+    config = configs.default("retinexnet", f"{presets},smoke")
+    config.data.crop, config.log.samples = 16, 0
+    for name, value in changes.items():
+        node = functools.reduce(lambda node, key: node[key], name.split("__")[:-1], config)
+        node[name.split("__")[-1]] = value
+    return fit(config, str(workdir))
+
+
+@pytest.fixture(scope="module")
+def decom_run(tmp_path_factory):
+    """A tiny training of Decom-Net alone."""
+    workdir = tmp_path_factory.mktemp("decom") / "run"
+    train(workdir, "decom_only")
+    return workdir
+
+
+def test_enhance_net_alone_needs_a_decom_net(decom_run, tmp_path, capsys):
+    with pytest.raises(InputError, match="'relight' builds on.*'decom'.*config.init.decom"):
+        train(tmp_path / "none", "relight_only")
+    state = train(tmp_path / "one", "relight_only", init__decom=str(decom_run))
+    ours = load_nets(str(decom_run))[1]["decom"]["params"]["conv0"]["kernel"]
+    np.testing.assert_array_equal(state.nets["decom"]["params"]["conv0"]["kernel"], ours)
+    assert set(state.opt) == {"relight"}
+
+
+def test_networks_of_another_variant_are_named(decom_run, tmp_path, capsys):
+    with pytest.raises(InputError, match="init.decom.*another variant.*model.width: 64 -> 32"):
+        train(tmp_path / "width", "relight_only", init__decom=str(decom_run), model__width=32)
+    train(tmp_path / "border", "relight_only,replicate", init__decom=str(decom_run))
+    assert "trained with another config: " in (out := capsys.readouterr().out)
+    assert "model.padding: zero -> replicate" in out
+    with pytest.raises(InputError, match=r"does not fit.*\(9, 9, 4, 64\).*model.width: 64 -> 32"):
+        train(decom_run, "decom_only", model__width=32)
+
+
+def test_a_finished_run_says_what_had_no_effect(decom_run, tmp_path, capsys):
+    train(decom_run, "decom_only", loss__mutual_low__weight=0.5)
+    assert "without effect, changed since the checkpoint: loss.mutual_low.weight" in (
+        capsys.readouterr().out)
+    with pytest.raises(InputError, match="config.resume.*is finished"):
+        train(tmp_path / "new", "decom_only", resume=str(decom_run))
+
+
+def test_a_plateau_lowers_the_rate_that_is_logged(tmp_path):
+    train(tmp_path / "run", "decom_only,plateau", phase__decom__steps=6,
+          **{f"phase__decom__optim__decom__{knob}": value for knob, value in (
+              ("window", 1), ("patience", 1), ("factor", 0.5), ("lr", 0.5))})
+    rows = [json.loads(text) for text in (tmp_path / "run" / "metrics.jsonl").open()]
+    rates = [row["lr/decom"] for row in rows]
+    assert rates[0] == 0.5 and rates[-1] < 0.5 and sorted(rates, reverse=True) == rates
+
+
+def test_enhance_net_cannot_be_trained_where_there_is_none():
+    with pytest.raises(InputError, match="'joint' trains Enhance-Net.*adjust=ones"):
+        method.load(configs.default("retinexnet", "decom_only,joint"))

@@ -20,7 +20,8 @@ that is not the authors': github.com/aasharma90/RetinexNet_PyTorch.
 | data order   | not stated     | never shuffled (slip) | same                   | shuffled        |
 | denoising    | BM3D on R      | none                  | none                   | `denoise`       |
 
-`config` selects the official program's side; the presets `paper` and `torch_port` the others.
+`config` selects the official program's side; the preset `torch_port` the port's, and `paper` the
+paper's numbers and its last phase (smoothness and denoising stay as they are in the program).
 """
 
 from __future__ import annotations
@@ -195,6 +196,13 @@ class Method(base.Method):
         for knob in ("depth", "width"):
             if model[knob] < 1:
                 raise InputError(f"config.model.{knob} is {model[knob]}; it must be 1 or more")
+        for name, term in config.loss.items():
+            if "edge" in term and term.edge < 0:
+                raise InputError(f"config.loss.{name}.edge is {term.edge}; it must be 0 or more")
+        for phase in config.phases if model.adjust == "ones" else ():
+            if "relight" in config.phase[phase].optim:
+                raise InputError(f"phase {phase!r} trains Enhance-Net (relight), which a model "
+                                 "with config.model.adjust=ones does not have")
         denoise.check(config.denoise)
         self.decom = DecomNet(model.width, model.padding, model.origin, model.depth)
         self.relight = None
@@ -294,7 +302,7 @@ class Method(base.Method):
         """The PyTorch port's files are known by `net1_`, the official ones by `DecomNet/`."""
         port = any(name.startswith(("net1_", "net2_")) for name in names)
         relight = "net2_output.weight" if port else "RelightNet/conv2d_8/kernel"
-        return ",".join(["torch_port" if port else "official_code"]
+        return ",".join(["torch_port" if port else "official_code,released"]
                         + ([] if relight in names else ["decom_only"]))
 
     @classmethod

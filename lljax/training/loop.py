@@ -49,6 +49,8 @@ def fit(config: ConfigDict, workdir: str) -> State:
         begin = start.find(config, method, saved)
         if not begin.phases:
             print(f"finished: {int(begin.state.step)} steps in {workdir}", flush=True)
+            for note in begin.notes[1:]:  # the first says where it stands
+                print(f"without effect, {note}", flush=True)
             return begin.state
         training = _Training(config, method, saved, interrupt)
         training.prepare(begin)  # what can fail comes before anything is written
@@ -224,7 +226,8 @@ class _Training:
                   "images_per_s": rate * phase_config.batch_size,
                   "skipped_records": self.data.skipped}
         for net in self.method.nets_of(phase):
-            record[f"lr/{net}"] = float(optim.schedule(phase_config.optim[net])(done - 1))
+            base = float(optim.schedule(phase_config.optim[net])(done - 1))
+            record[f"lr/{net}"] = base * record.pop(f"lr_scale/{net}", 1.0)
         self.log.scalars(record)
         self.log.say(logs.line(record, self.total, (self.total - offset - done) / rate))
         window.clear()

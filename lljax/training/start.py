@@ -80,14 +80,18 @@ def find(config: ConfigDict, method: Method, saved: checkpoint.Checkpoints) -> S
         with checkpoint.Checkpoints(config.resume, read_only=True) as other:
             if other.latest() is None:
                 raise InputError(f"config.resume: {config.resume!r} has no checkpoint")
-            return _resume(config, method, other, fresh)
+            begin = _resume(config, method, other, fresh)
+        if not begin.phases:
+            raise InputError(f"config.resume: the run in {config.resume!r} is finished; raise the "
+                             "steps of its last phase, or take its networks by config.init")
+        return begin
     _check_needs(config, method)
     nets = jax.jit(lambda: _new(config, method))()
     notes = []
     for net, path in config.init.items():
         if path:
-            nets[net] = _borrowed(config, net, nets[net])
-            notes.append(f"network {net} from {path}")
+            nets[net], changed = _borrowed(config, net, nets[net])
+            notes.append(f"network {net} from {path}{changed}")
     return Start(method.start_phase(nets, 0, first), tuple(config.phases), tuple(notes))
 
 
@@ -110,23 +114,24 @@ def _check_needs(config: ConfigDict, method: Method) -> None:
         trained |= set(method.nets_of(phase))
 
 
-def _borrowed(config: ConfigDict, net: str, own: Any) -> Any:
-    """The variables of `config.init.<net>`'s workdir or weights file, of the shapes of `own`."""
+def _borrowed(config: ConfigDict, net: str, own: Any) -> tuple[Any, str]:
+    """The variables of `config.init.<net>`'s workdir or weights file, of the shapes of `own`, and
+    what differs about its model."""
     path = config.init[net]
     other, nets = enhancer.read(path)
     if net not in nets:
         raise InputError(f"config.init.{net}: {path!r} has the networks {sorted(nets)}")
     if text := method_lib.shape_differences(nets[net], own):
         raise InputError(f"config.init.{net}: {path!r} holds another variant of it: {text}"
-                         + _model_differences(other, config))
-    return nets[net]
+                         + _model_differences(other, config, "; set as it was: "))
+    return nets[net], _model_differences(other, config, "; trained with another config: ")
 
 
-def _model_differences(old: ConfigDict, new: ConfigDict) -> str:
-    """Why networks of two configs differ, to be appended to a message."""
+def _model_differences(old: ConfigDict, new: ConfigDict, before: str) -> str:
+    """Why networks of two configs differ, to be appended to a message; "" if nothing does."""
     lines = [line for line in config_lib.differences(old, new)
              if line.startswith(("method:", "model."))]
-    return "; set as it was: " + ", ".join(lines) if lines else ""
+    return before + ", ".join(lines) if lines else ""
 
 
 def _resume(config, method, saved, fresh: State) -> Start:
@@ -151,7 +156,8 @@ def _resume(config, method, saved, fresh: State) -> Start:
     try:
         state = saved.restore(step, target)
     except InputError as error:
-        raise InputError(f"{error}{_model_differences(old, config)}") from error
+        raise InputError(
+            f"{error}{_model_differences(old, config, '; set as it was: ')}") from error
     notes = [f"resumed at step {step} ({phase} {done}/{length})"]
     notes += [f"changed since the checkpoint: {text}" for text in
               config_lib.differences(old, config)]
