@@ -79,15 +79,57 @@ class Block(nn.Module):
                                 name="bn")(x, self.train)
 
 
+class Down(nn.Module):
+    """Two blocks on the way down.
+
+    Attributes:
+      features: output channels.
+      train: see `Block`.
+    """
+
+    features: int
+    train: bool = False
+
+    @nn.compact
+    def __call__(self, x: Array, attention: Array | float = 1.0) -> Array:
+        """[B, H, W, C] -> [B, H, W, features]; attention [B, H, W, 1] weighs what is between."""
+        x = Block(self.features, self.train, name="block1")(x)
+        return Block(self.features, self.train, name="block2")(x * attention)
+
+
+class Up(nn.Module):
+    """Up-sampling, a bare convolution, the skip beside it, and two blocks.
+
+    Attributes:
+      features: output channels, half of the input's.
+      train: see `Block`.
+      norm: whether the second block has a BatchNorm.
+      align_corners: see `layers.resize_bilinear`.
+    """
+
+    features: int
+    train: bool = False
+    norm: bool = True
+    align_corners: bool = True
+
+    @nn.compact
+    def __call__(self, x: Array, skip: Array, attention: Array | float) -> Array:
+        """[B, h, w, C], skip [B, 2 h, 2 w, C / 2], its weight -> [B, 2 h, 2 w, features]."""
+        x = layers.resize_bilinear(x, *skip.shape[1:3], self.align_corners)
+        x = layers.Conv(self.features, kernel_init=_KERNEL, name="deconv")(x)
+        x = Block(self.features, self.train, name="block1")(x, skip * attention)
+        return Block(self.features, self.train, self.norm, name="block2")(x)
+
+
 class Generator(nn.Module):
-    """Attention-guided U-Net.
+    """Attention-guided U-Net of nine levels, four down, four up.
 
     Attributes:
       width: channels at full size; they double four times.
       attention: whether the attention map is an input and weighs the skips and the bottleneck.
       times_residual: whether it weighs the residual.
       align_corners: how bilinear up-sampling is meant, see `layers.resize_bilinear`.
-      remat: whether a block's inside is computed again for the gradient instead of kept.
+      remat: whether a level's inside is computed again for the gradient instead of kept.
     """
 
     width: int = 32
@@ -100,11 +142,7 @@ class Generator(nn.Module):
     def __call__(self, image_pm1: Array, attention: Array, train: bool = False) -> Array:
         """Picture [B, H, W, 3] in [-1, 1], attention [B, H, W, 1] in [0, 1] -> what is to be
         added to the picture, [B, H, W, 3]. Any size: sides are padded to multiples of 16."""
-        make = nn.remat(Block) if self.remat else Block
-
-        def block(name, features, *inputs, norm=True):
-            return make(features, train, norm, name=f"block{name}")(*inputs)
-
+        down, up = (nn.remat(level) if self.remat else level for level in (Down, Up))
         margins = [_margins(side) for side in image_pm1.shape[1:3]]
         image_pm1, attention = _pad(image_pm1, margins), _pad(attention, margins)
         levels = [attention]
@@ -115,20 +153,13 @@ class Generator(nn.Module):
 
         x = jnp.concatenate([image_pm1, attention], -1) if self.attention else image_pm1
         skips = []
-        for i in range(1, 5):
-            features = self.width * 2 ** (i - 1)
-            x = block(f"{i}_2", features, block(f"{i}_1", features, x))
-            skips.append(x)
-            x = layers.max_pool(x)
-        features = 16 * self.width
-        x = block("5_2", features, block("5_1", features, x) * levels[4])
-        for i in range(5, 9):
-            features //= 2
-            height, width = x.shape[1:3]
-            x = layers.resize_bilinear(x, 2 * height, 2 * width, self.align_corners)
-            x = layers.Conv(features, kernel_init=_KERNEL, name=f"deconv{i}")(x)
-            x = block(f"{i + 1}_1", features, x, skips.pop() * levels[8 - i])
-            x = block(f"{i + 1}_2", features, x, norm=i < 8)
+        for i in range(4):
+            skips.append(down(self.width * 2 ** i, train, name=f"level{i + 1}")(x))
+            x = layers.max_pool(skips[-1])
+        x = down(16 * self.width, train, name="level5")(x, levels[4])
+        for i in range(3, -1, -1):
+            level = up(self.width * 2 ** i, train, i > 0, self.align_corners, name=f"level{9 - i}")
+            x = level(x, skips[i], levels[i])
         latent = layers.Conv(3, 1, kernel_init=_KERNEL, name="conv10")(x)
         if self.times_residual:
             latent = latent * attention
@@ -464,10 +495,10 @@ class Method(base.Method):
 
     def official_keys(self) -> dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]]:
         """Names in the official `200_net_G_A.pth`, `200_net_D_A.pth` and `200_net_D_P.pth`."""
-        blocks = [f"{i}_{j}" for i in range(1, 10) for j in (1, 2)]
-        convs = {f"conv{block}": f"block{block}/conv" for block in blocks}
-        convs |= {name: name for name in ("deconv5", "deconv6", "deconv7", "deconv8", "conv10")}
-        names = {f"{theirs}": f"generator/params/{ours}" for theirs, ours in convs.items()}
+        blocks = {f"{i}_{j}": f"level{i}/block{j}" for i in range(1, 10) for j in (1, 2)}
+        convs = {f"conv{theirs}": f"{ours}/conv" for theirs, ours in blocks.items()}
+        convs |= {f"deconv{i}": f"level{i + 1}/deconv" for i in range(5, 9)} | {"conv10": "conv10"}
+        names = {theirs: f"generator/params/{ours}" for theirs, ours in convs.items()}
         for net, disc in self.discs.items():
             names |= {f"{_PREFIX[net]}model.{2 * i}": f"{net}/params/conv{i}"
                       for i in range(disc.depth + 2)}
@@ -475,9 +506,9 @@ class Method(base.Method):
         for theirs, ours in names.items():
             keys[f"{theirs}.weight"] = (f"{ours}/kernel", layers.kernel_from_torch)
             keys[f"{theirs}.bias"] = (f"{ours}/bias", np.asarray)
-        for block in blocks[:-1]:
-            params, stats = (f"generator/{kind}/block{block}/bn"
-                             for kind in ("params", "batch_stats"))
+        del blocks["9_2"]  # has none
+        for block, ours in blocks.items():
+            params, stats = (f"generator/{kind}/{ours}/bn" for kind in ("params", "batch_stats"))
             keys |= {f"bn{block}.weight": (f"{params}/scale", np.asarray),
                      f"bn{block}.bias": (f"{params}/bias", np.asarray),
                      f"bn{block}.running_mean": (f"{stats}/mean", np.asarray),
