@@ -27,7 +27,7 @@ def get_config(method: str, nets: tuple[str, ...]) -> ConfigDict:
         prepared=placeholder(str),  # where they are prepared; None = LLJAX_DATA or a user cache
         resize=0,  # side in px that pictures are resized to, aspect ignored (LANCZOS); 0 = not
         crop=0,  # side in px of a random crop; 0 = whole picture (then all need one size)
-        augment="none",  # none | flip (left-right) | dihedral (the 8 symmetries of a square)
+        augment="none",  # none | flip (left-right) | flips (and up-down) | dihedral (8 symmetries)
         permute_channels=False,  # red, green and blue in random order, alike in a pair: no cast
         threads=2,  # decoding threads
         cache_gib=1.0,  # decoded pictures kept in memory, GiB

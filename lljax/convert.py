@@ -80,6 +80,8 @@ def _read(kind: type[method.Method],
         unused = kind.official_unused(found.keys())
         found = {name: value for name, value in found.items()
                  if name not in unused and not name.endswith(_IGNORED)}
+        prefix = kind.official_prefix(found.keys())
+        found = {prefix + name: value for name, value in found.items()}
         if twice := sorted(tensors.keys() & found.keys()):
             raise InputError(f"{path} holds {twice[0]!r} (and {len(twice) - 1} more), which an "
                              "earlier file holds too; give each network once")
@@ -100,10 +102,14 @@ def _some(names: Sequence[str]) -> str:
 
 def _rename(model: method.Method, tensors: dict[str, np.ndarray]) -> dict[str, Any]:
     keys = model.official_keys()
+    owner = {name: path.split("/")[0] for name, (path, _) in keys.items()}
+    given = {owner[name] for name in keys.keys() & tensors}
+    # enhancing needs no discriminator: its file may be left out
+    keys = {name: entry for name, entry in keys.items()
+            if owner[name] in given or owner[name] not in model.optional}
     extra, missing = sorted(tensors.keys() - keys.keys()), sorted(keys.keys() - tensors.keys())
     if extra or missing:
-        owner = {name: path.split("/")[0] for name, (path, _) in keys.items()}
-        absent = sorted(set(owner.values()) - {owner[name] for name in keys.keys() & tensors})
+        absent = sorted({owner[name] for name in keys} - given)
         hint = f" (nothing of {', '.join(absent)}: is a file not given?)" if absent else ""
         raise _Unfit(f"unknown keys: {_some(extra)}; missing keys: {_some(missing)}{hint}")
     nets: dict[str, Any] = {}

@@ -318,6 +318,79 @@ class ConvTranspose(nn.Module):
         return _convolve_spread(x, kernel) + bias
 
 
+class BatchNorm(nn.Module):
+    """Batch normalisation as torch has it: the running variance is the unbiased one.
+
+    flax's keeps the biased one, which over the few pixels of a deep layer is another number.
+
+    Attributes:
+      axis_name: mapped axis over whose devices the batch is spread, or None; the statistics are
+        those of the whole batch, so that the number of devices changes nothing.
+      momentum: weight of the new batch in the running statistics.
+      epsilon: added to the variance.
+      scale_init: initial scale.
+
+    Source: torch.nn.BatchNorm2d.
+    """
+
+    axis_name: str | None = None
+    momentum: float = 0.1
+    epsilon: float = 1e-5
+    scale_init: Initializer = nn.initializers.ones_init()
+
+    @nn.compact
+    def __call__(self, x: Array, train: bool = False) -> Array:
+        """[B, H, W, C] -> the same; with `train` by the batch's own statistics, which enter the
+        running ones ("batch_stats": `mean`, `var`)."""
+        channels = x.shape[-1:]
+        mean = self.variable("batch_stats", "mean", jnp.zeros, channels)
+        var = self.variable("batch_stats", "var", jnp.ones, channels)
+        scale = self.param("scale", self.scale_init, channels)
+        bias = self.param("bias", nn.initializers.zeros_init(), channels)
+        if not train:
+            return (x - mean.value) * (scale * lax.rsqrt(var.value + self.epsilon)) + bias
+        # the variance needs the mean first: the mean of squares would cancel
+        batch_mean = self._over_devices(x.mean((0, 1, 2)))
+        batch_var = self._over_devices(jnp.square(x - batch_mean).mean((0, 1, 2)))
+        count = x.size // x.shape[-1]
+        if self.axis_name:
+            count *= lax.psum(1, self.axis_name)
+        unbiased = batch_var * (count / max(count - 1, 1))
+        mean.value += self.momentum * (lax.stop_gradient(batch_mean) - mean.value)
+        var.value += self.momentum * (lax.stop_gradient(unbiased) - var.value)
+        return (x - batch_mean) * (scale * lax.rsqrt(batch_var + self.epsilon)) + bias
+
+    def _over_devices(self, value: Array) -> Array:
+        return lax.pmean(value, self.axis_name) if self.axis_name else value
+
+
+def instance_norm(x: Array, epsilon: float = 1e-5) -> Array:
+    """Every channel of every image with mean 0 and (biased) variance 1; nothing is learned.
+
+    Args:
+      x: [B, H, W, C].
+      epsilon: added to the variance; a constant channel becomes 0.
+
+    Source: torch.nn.InstanceNorm2d with affine=False.
+    """
+    x = x - x.mean((1, 2), keepdims=True)
+    return x * lax.rsqrt(jnp.square(x).mean((1, 2), keepdims=True) + epsilon)
+
+
+def max_pool(x: Array) -> Array:
+    """2 x 2, stride 2, by strided slices: the gradient is much faster than a window's.
+
+    Args:
+      x: [B, H, W, C]; an odd row or column at the end is left out.
+
+    Returns:
+      [B, H // 2, W // 2, C].
+    """
+    h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
+    rows = jnp.maximum(x[:, 0:h:2], x[:, 1:h:2])
+    return jnp.maximum(rows[:, :, 0:w:2], rows[:, :, 1:w:2])
+
+
 # ---- resizing ----
 
 
@@ -350,6 +423,63 @@ def _nearest(old: int, new: int) -> np.ndarray:
     scale = np.float32(old) / np.float32(new)
     source = np.floor(np.arange(new, dtype=np.float32) * scale).astype(np.int32)
     return np.minimum(source, old - 1)
+
+
+def resize_bilinear(x: Array, height: int, width: int, align_corners: bool = True) -> Array:
+    """Bilinear resizing, without smoothing where it shrinks.
+
+    Args:
+      x: [B, H, W, C].
+      height: wanted height in px.
+      width: wanted width in px.
+      align_corners: the corner pixels stay where they are: row i is row i * (H - 1) / (height - 1).
+        False maps the pictures' edges to each other instead, i.e. (i + 0.5) * H / height - 0.5.
+
+    Returns:
+      [B, height, width, C].
+
+    Source: torch's interpolate(mode="bilinear"). Before torch 0.4 it always aligned corners.
+    """
+    return _bilinear(_bilinear(x, 1, height, align_corners), 2, width, align_corners)
+
+
+def _bilinear(x: Array, axis: int, new: int, align_corners: bool) -> Array:
+    """`resize_bilinear` along one axis."""
+    old = x.shape[axis]
+    if new == old:
+        return x
+    below, part = _bilinear_source(old, new, align_corners)
+    if new == 2 * old:
+        # every row becomes two, each of itself and one neighbour: shifts, no gather (whose
+        # gradient is slow) and no matrix product
+        first = jnp.concatenate([lax.slice_in_dim(x, 0, 1, axis=axis),
+                                 lax.slice_in_dim(x, 0, old - 1, axis=axis)], axis)
+        last = jnp.concatenate([lax.slice_in_dim(x, 1, old, axis=axis),
+                                lax.slice_in_dim(x, old - 1, old, axis=axis)], axis)
+        # an even row lies between the row before and its own, an odd one between its own and
+        # the next; the first and the last lie on their own
+        own = np.where(below == np.arange(new) // 2, 1 - part, part)
+        shape = [1] * x.ndim
+        shape[axis] = old
+        even, odd = (jnp.asarray(own[i::2], x.dtype).reshape(shape) for i in (0, 1))
+        out = jnp.stack([even * x + (1 - even) * first, odd * x + (1 - odd) * last], axis + 1)
+        return out.reshape(*x.shape[:axis], new, *x.shape[axis + 1:])
+    weights = np.zeros((new, old), np.float32)
+    np.add.at(weights, (np.arange(new), below), 1 - part)
+    np.add.at(weights, (np.arange(new), np.minimum(below + 1, old - 1)), part)
+    out = jnp.tensordot(jnp.asarray(weights, x.dtype), x, ((1,), (axis,)), precision="highest")
+    return jnp.moveaxis(out, 0, axis)
+
+
+def _bilinear_source(old: int, new: int, align_corners: bool) -> tuple[np.ndarray, np.ndarray]:
+    """For every new row: the old row below or at it, and how far it is from there to the next."""
+    row = np.arange(new, dtype=np.float64)
+    if align_corners:
+        at = row * ((old - 1) / max(new - 1, 1))
+    else:
+        at = np.clip((row + 0.5) * (old / new) - 0.5, 0, old - 1)
+    below = np.clip(np.floor(at + 1e-9).astype(np.int32), 0, old - 1)
+    return below, np.clip(at - below, 0, 1)
 
 
 # ---- light curves (Zero-DCE, Zero-DCE++) ----
@@ -392,6 +522,7 @@ VGG16_CONVS = {
     "conv1_1": 0, "conv1_2": 2, "conv2_1": 5, "conv2_2": 7, "conv3_1": 10, "conv3_2": 12,
     "conv3_3": 14, "conv4_1": 17, "conv4_2": 19, "conv4_3": 21, "conv5_1": 24, "conv5_2": 26,
     "conv5_3": 28}
+VGG16_STYLES = ("caffe", "torchvision")
 _VGG16_WIDTHS = {"1": 64, "2": 128, "3": 256, "4": 512, "5": 512}
 
 
@@ -400,18 +531,28 @@ def imagenet_normalize(x: Array) -> Array:
     return (x - jnp.array([0.485, 0.456, 0.406])) / jnp.array([0.229, 0.224, 0.225])
 
 
+def caffe_scale(x_pm1: Array) -> Array:
+    """RGB in [-1, 1] -> BGR of 0 to 255, as EnlightenGAN feeds weights that come from Caffe.
+
+    The means of the channels, which Caffe's VGG16 was trained without, are not taken off: so does
+    the official program.
+    """
+    return (x_pm1[..., ::-1] + 1) * 127.5
+
+
 def vgg16_features(params: Mapping[str, Mapping[str, Array]], x: Array,
-                   layer: str = "relu4_3") -> Array:
+                   layer: str = "relu4_3", pool4: bool = True) -> Array:
     """Features of VGG16 after a ReLU; the classifier part does not exist here.
 
     Args:
       params: {"conv1_1": {"kernel", "bias"}, ...} at least up to `layer`, as `read_vgg16` gives.
       x: [B, H, W, 3] scaled as the weights want it: torchvision's expect `imagenet_normalize` of
-        RGB in [0, 1], weights converted from Caffe expect BGR of 0 to 255.
+        RGB in [0, 1], weights converted from Caffe expect BGR of 0 to 255 (`caffe_scale`).
       layer: "relu1_1" ... "relu5_3".
+      pool4: whether block 5 sees pooled features; EnlightenGAN leaves that pooling out.
 
     Returns:
-      [B, H // s, W // s, C], s = 1, 2, 4, 8, 16 in blocks 1 to 5.
+      [B, H // s, W // s, C], s = 1, 2, 4, 8, 16 in blocks 1 to 5; 8 in block 5 without `pool4`.
 
     Raises:
       ValueError: an unknown layer, not a picture, or a picture smaller than the pooling.
@@ -419,34 +560,44 @@ def vgg16_features(params: Mapping[str, Mapping[str, Array]], x: Array,
     Source: Simonyan and Zisserman, ICLR 2015, configuration D.
     """
     names = _vgg16_convs_to(layer)
-    block = int(names[-1][4])
-    if x.ndim != 4 or x.shape[-1] != 3 or min(x.shape[1:3]) < 2 ** (block - 1):
+    pooled = [name for name in names[1:] if name.endswith("_1") and (pool4 or name != "conv5_1")]
+    if x.ndim != 4 or x.shape[-1] != 3 or min(x.shape[1:3]) < 2 ** len(pooled):
         raise ValueError(f"vgg16_features: {x.shape} must be [B, H, W, 3] with sides of "
-                         f"{2 ** (block - 1)} px or more for {layer}")
+                         f"{2 ** len(pooled)} px or more for {layer}")
     for name in names:
-        if name.endswith("_1") and name != "conv1_1":
-            x = _max_pool(x)
+        if name in pooled:
+            x = max_pool(x)
         x = nn.relu(lax.conv_general_dilated(
             x, params[name]["kernel"], (1, 1), "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC")) + params[name]["bias"])
     return x
 
 
-def read_vgg16(path: str, layer: str = "relu5_3") -> dict[str, dict[str, np.ndarray]]:
+def read_vgg16(path: str, layer: str = "relu5_3",
+               style: str | None = None) -> dict[str, dict[str, np.ndarray]]:
     """Reads VGG16 weights from a user's file. There is no fallback to random features.
 
     Args:
       path: .safetensors or .pth, with torchvision's names (`features.0.weight`, ...) or those of
         the Caffe conversions (`conv1_1.weight`, ...). The two want different input scalings.
       layer: the last layer that is needed; later ones are left out.
+      style: "torchvision" or "caffe", the scaling that the caller will feed; a file with the other
+        one's names is refused. None takes either.
 
     Returns:
       Parameters for `vgg16_features`.
 
     Raises:
-      InputError: no such file, an unreadable one, or one that lacks these weights.
+      InputError: no such file, an unreadable one, or one that lacks these weights or is of the
+        other style; an unknown style.
     """
+    if style is not None and style not in VGG16_STYLES:
+        raise unknown("style of VGG16 weights", style, VGG16_STYLES)
     tensors = tensors_lib.read(path)
+    for other, first in (("caffe", "conv1_1.weight"), ("torchvision", "features.0.weight")):
+        if style and style != other and first in tensors:
+            raise InputError(f"{path} has the names of {other}'s VGG16 ({first}), whose input is "
+                             f"scaled another way than {style}'s; set the style to {other}")
     params, channels = {}, 3
     for name in _vgg16_convs_to(layer):
         theirs = name if f"{name}.weight" in tensors else f"features.{VGG16_CONVS[name]}"
@@ -468,10 +619,3 @@ def _vgg16_convs_to(layer: str) -> list[str]:
     if layer not in known:
         raise unknown("VGG16 layer", layer, known)
     return names[:known.index(layer) + 1]
-
-
-def _max_pool(x: Array) -> Array:
-    """2 x 2, stride 2, by strided slices: the gradient is much faster than a window's."""
-    h, w = x.shape[1] // 2 * 2, x.shape[2] // 2 * 2
-    rows = jnp.maximum(x[:, 0:h:2], x[:, 1:h:2])
-    return jnp.maximum(rows[:, :, 0:w:2], rows[:, :, 1:w:2])

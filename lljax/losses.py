@@ -8,6 +8,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from lljax import layers
 from lljax.errors import InputError, unknown
 
 Array = jax.Array
@@ -276,6 +277,66 @@ def _box(x: Array, side: int) -> Array:
     x = jnp.pad(x, ((0, 0), (side // 2,) * 2, (side // 2,) * 2))
     x = sum(x[:, i:i + h] for i in range(side))
     return sum(x[:, :, i:i + w] for i in range(side))
+
+
+# ---- adversarial (EnlightenGAN) ----
+
+
+def least_squares(scores: Array, target: float) -> Array:
+    """Least-squares adversarial term: a discriminator's scores are near one number.
+
+    Args:
+      scores: [B, ...], e.g. a map [B, h, w, 1] or those of several patches of an image.
+      target: 1 for "real", 0 for "made".
+
+    Returns:
+      [B], >= 0, 0 if every score is the target.
+
+    Source: Mao et al., ICCV 2017, eq. 2; Jiang et al., TIP 2021, eq. 5 and 6 (EnlightenGAN).
+    """
+    # mean (D - target)^2
+    return jnp.square(scores - target).reshape(len(scores), -1).mean(1)
+
+
+def relativistic(better: Array, worse: Array, mean_better: Array, mean_worse: Array) -> Array:
+    """Relativistic average least-squares term: one side scores 1 more than the other's mean.
+
+    For the discriminator `better` are the scores of real pictures and `worse` those of the
+    generator's; for the generator the two change places.
+
+    Args:
+      better: scores that should be higher, [B, ...].
+      worse: scores that should be lower, [B, ...].
+      mean_better: mean of `better` over the whole batch (all devices), a scalar.
+      mean_worse: the same of `worse`.
+
+    Returns:
+      [B], >= 0; 0 if all of `better` is 1 above `mean_worse` and all of `worse` 0 above
+      `mean_better`, which cannot both be; 0.5 for scores that do not tell the sides apart.
+
+    Source: Jiang et al., TIP 2021, eq. 3 and 4, halved as in the official program.
+    """
+    # 1/2 (mean (b - mean w - 1)^2 + mean (w - mean b)^2)
+    return 0.5 * (least_squares(better - mean_worse, 1.0) + least_squares(worse - mean_better, 0.0))
+
+
+def self_feature(features_enhanced: Array, features_low: Array) -> Array:
+    """Self feature preserving: features stay those of the input, up to brightness and contrast.
+
+    Args:
+      features_enhanced: [B, h, w, C], e.g. of `layers.vgg16_features`.
+      features_low: features of the input picture, same shape.
+
+    Returns:
+      [B], >= 0, 0 for features that are equal after instance normalisation.
+
+    Raises:
+      ValueError: shapes differ or are not [B, h, w, C].
+
+    Source: Jiang et al., TIP 2021, eq. 7; the normalisation is the official program's default.
+    """
+    # mean (IN(F(enhanced)) - IN(F(low)))^2
+    return perceptual(layers.instance_norm(features_enhanced), layers.instance_norm(features_low))
 
 
 # ---- perceptual ----

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import flax.struct
@@ -59,12 +59,14 @@ class Method:
       halo: radius of the receptive field of `estimate` in pixels, if it is local; None if it
         sees the whole picture.
       multiple: picture sides are padded to a multiple of this before `estimate`.
+      optional: networks that enhancing does not need; an official file without them is converted.
       unroll: whether micro-batches are unrolled on a CPU; False compiles faster, and runs as fast
         if every convolution that is trained is `layers.convolve`.
     """
 
     halo: int | None = None
     multiple: int = 1
+    optional: tuple[str, ...] = ()
     unroll: bool = True
 
     def __init__(self, config: ConfigDict):
@@ -122,6 +124,34 @@ class Method:
         """
         del names
         return set()
+
+    @classmethod
+    def official_prefix(cls, names: Collection[str]) -> str:
+        """What `convert` puts before the names of one official file's tensors.
+
+        It tells apart networks whose files use the same names; `official_presets` and
+        `official_keys` have the names with it.
+
+        Args:
+          names: of every tensor in the file, less those of `official_unused`.
+        """
+        del names
+        return ""
+
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know before the training starts, a line each."""
+        return ()
+
+    def observe(self, record: Mapping[str, float | int | str]) -> tuple[str, ...]:
+        """What the user should know of the training's course, a line each.
+
+        The loop calls it at every line of progress, on the host.
+
+        Args:
+          record: what is logged: `step`, `loss/<term>`, ... averaged since the last line.
+        """
+        del record
+        return ()
 
     def nets_of(self, phase: str) -> tuple[str, ...]:
         """The networks trained in a phase: those that have an optimiser there."""

@@ -198,3 +198,75 @@ def test_resize_nearest_picks_torchs_pixels_for_any_sizes():
         for new in range(1, 130):
             wanted = torch.nn.functional.interpolate(line, size=(new, 1))[0, 0, :, 0].numpy()
             np.testing.assert_array_equal(layers._nearest(old, new), wanted)
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+@pytest.mark.parametrize("old, new", [
+    ((12, 16), (24, 32)), ((1, 5), (2, 10)), ((6, 1), (12, 2)), ((2, 3), (24, 36)),
+    ((45, 61), (23, 31)), ((8, 6), (8, 6)), ((7, 9), (1, 20)), ((5, 7), (15, 14))])
+def test_resize_bilinear_equals_torch(old, new, align_corners):
+    torch = pytest.importorskip("torch")
+    x = normal(2, *old, 3)
+    image = nchw(x).requires_grad_()
+    wanted = torch.nn.functional.interpolate(image, size=new, mode="bilinear",
+                                             align_corners=align_corners)
+    ours, to_x = pulled(lambda x: layers.resize_bilinear(x, *new, align_corners), x)
+    close(ours, nhwc(wanted))
+    wanted.backward(nchw(normal(*ours.shape, seed=2)))
+    close(to_x, nhwc(image.grad))
+
+
+def test_max_pool_equals_torch():
+    torch = pytest.importorskip("torch")
+    x = normal(2, 9, 12, 3)
+    np.testing.assert_array_equal(layers.max_pool(x),
+                                  nhwc(torch.nn.functional.max_pool2d(nchw(x), 2)))
+
+
+def test_instance_norm_equals_torch():
+    torch = pytest.importorskip("torch")
+    x = normal(2, 4, 5, 3).at[0, :, :, 1].set(7.0)  # a constant channel
+    ours, to_x = pulled(layers.instance_norm, x)
+    image = nchw(x).requires_grad_()
+    wanted = torch.nn.InstanceNorm2d(3)(image)
+    close(ours, nhwc(wanted))
+    wanted.backward(nchw(normal(*x.shape, seed=2)))
+    # of a constant channel it is the difference of large numbers
+    np.testing.assert_allclose(to_x, nhwc(image.grad), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("devices", [1, 2, 4])
+def test_batch_norm_equals_torch_on_any_number_of_devices(devices):
+    """Output, gradients and running statistics, which torch takes from the unbiased variance."""
+    torch = pytest.importorskip("torch")
+    x = 3 + 2 * normal(4, 2, 3, 5)
+    theirs = torch.nn.BatchNorm2d(5)
+    norm = layers.BatchNorm("devices", scale_init=lambda key, shape: 1 + 0.1 * jnp.arange(5.0))
+    variables = layers.BatchNorm(scale_init=norm.scale_init).init(jax.random.key(0), x)
+    with torch.no_grad():
+        theirs.weight.copy_(torch.tensor(np.array(variables["params"]["scale"])))
+
+    def one(variables, x, cotangent):
+        def run(params, x):
+            return norm.apply({**variables, "params": params}, x, True, mutable=["batch_stats"])
+        out, pull, new = jax.vjp(run, variables["params"], x, has_aux=True)
+        to_params, to_x = pull(cotangent)
+        return out, jax.lax.psum(to_params, "devices"), to_x, new["batch_stats"]
+
+    mapped = jax.vmap(one, in_axes=(None, 0, 0), axis_name="devices")
+    image = nchw(x).requires_grad_()
+    for step in range(2):  # running statistics of running statistics
+        cotangent = normal(*x.shape, seed=2 + step)
+        parts = [a.reshape(devices, -1, *a.shape[1:]) for a in (x, cotangent)]
+        out, to_params, to_x, stats = mapped(variables, *parts)
+        variables["batch_stats"] = jax.tree.map(lambda a: a[0], stats)
+        image.grad = theirs.weight.grad = theirs.bias.grad = None
+        wanted = theirs(image)
+        wanted.backward(nchw(cotangent))
+        close(out.reshape(x.shape), nhwc(wanted))
+        close(to_x.reshape(x.shape), nhwc(image.grad))
+        close(to_params["scale"][-1], theirs.weight.grad.numpy())
+        close(to_params["bias"][-1], theirs.bias.grad.numpy())
+    close(variables["batch_stats"]["mean"], theirs.running_mean.numpy())
+    close(variables["batch_stats"]["var"], theirs.running_var.numpy())
+    close(norm.apply(variables, x), nhwc(theirs.eval()(nchw(x))))

@@ -85,6 +85,31 @@ def test_perceptual_by_hand():
     np.testing.assert_allclose(losses.perceptual(a, b), [9 / 4, 0])
 
 
+def test_least_squares_by_hand():
+    scores = np.float32([[[[1.0], [0.5]]], [[[0.0], [2.0]]]])
+    np.testing.assert_allclose(losses.least_squares(scores, 1.0), [0.25 / 2, 1])
+    np.testing.assert_allclose(losses.least_squares(scores, 0.0), [1.25 / 2, 2])
+
+
+def test_relativistic_by_hand():
+    better, worse = np.float32([[1.0, 3.0], [2.0, 2.0]]), np.float32([[0.0, 0.5], [1.0, 0.5]])
+    means = better.mean(), worse.mean()  # 2, 0.5
+    expected = [0.5 * ((0.25 + 2.25) / 2 + (4 + 2.25) / 2), 0.5 * (0.25 + (1 + 2.25) / 2)]
+    np.testing.assert_allclose(losses.relativistic(better, worse, *means), expected)
+    same = np.ones((2, 3), np.float32)
+    np.testing.assert_allclose(losses.relativistic(same, same, 1.0, 1.0), [0.5, 0.5])
+
+
+def test_self_feature_ignores_brightness_and_contrast():
+    features = np.random.RandomState(0).normal(size=(2, 6, 5, 4)).astype(np.float32)
+    np.testing.assert_allclose(losses.self_feature(3 * features + 1, features), 0, atol=1e-4)
+    # of two values a channel, +-1 after normalisation, all turned round
+    two = np.float32([0, 100]).reshape(1, 1, 2, 1)
+    np.testing.assert_allclose(losses.self_feature(two, two[:, :, ::-1]), [4], rtol=1e-4)
+    gradient = jax.grad(lambda x: losses.self_feature(x, two).sum())(np.zeros_like(two))
+    assert np.isfinite(gradient).all()
+
+
 def test_reconstruction_by_hand():
     reflectance = np.float32([[[[0.5, 1.0, 0.2], [0.0, 0.4, 0.8]]]])
     image = np.float32([[[[0.3, 0.1, 0.1], [0.2, 0.1, 0.4]]]])

@@ -15,7 +15,7 @@ from PIL import Image
 from lljax.data import sources
 from lljax.errors import InputError, unknown
 
-AUGMENTATIONS = ("none", "flip", "dihedral")
+AUGMENTATIONS = ("none", "flip", "flips", "dihedral")
 
 
 class Data:
@@ -91,9 +91,12 @@ class Data:
             pictures = {role: value[top:top + config.crop, left:left + config.crop]
                         for role, value in pictures.items()}
         turn = rng.integers(8) if config.augment == "dihedral" else 0
-        flip = rng.integers(2) if config.augment == "flip" else 0
+        flip = rng.integers(2) if config.augment in ("flip", "flips") else 0
+        upside_down = rng.integers(2) if config.augment == "flips" else 0
         pictures = {role: np.rot90(value[:, ::-1] if flip or turn >= 4 else value, turn % 4)
                     for role, value in pictures.items()}
+        if upside_down:
+            pictures = {role: value[::-1] for role, value in pictures.items()}
         if config.permute_channels:
             order = rng.permutation(3)
             pictures = {role: value[..., order] for role, value in pictures.items()}

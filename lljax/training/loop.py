@@ -100,7 +100,7 @@ class _Training:
 
     def run(self, begin: start.Start) -> State:
         """Runs the phases that are left."""
-        for note in begin.notes:
+        for note in (*begin.notes, *self.method.notes()):
             self.log.say(note)
         state = parallel.place(begin.state)
         for number, phase in enumerate(begin.phases):
@@ -230,6 +230,8 @@ class _Training:
             record[f"lr/{net}"] = base * record.pop(f"lr_scale/{net}", 1.0)
         self.log.scalars(record)
         self.log.say(logs.line(record, self.total, (self.total - offset - done) / rate))
+        for note in self.method.observe(record):
+            self.log.say(note)
         window.clear()
 
     def _enhancer(self, state: State) -> enhancer.Enhancer:
