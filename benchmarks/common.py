@@ -7,6 +7,7 @@ A method is benchmarked by one file `benchmarks/<method>.py`, found by that name
   PIPELINE          a `Pipeline`: what its training reads
   lljax_tasks       (config, nets) -> {task: function}
   torch_tasks       (nets, device, compiled) -> {task: function}, tasks of the same names
+  lljax_memory      optional: (config, nets) -> {what: MiB}, of compiled programs
 
 `nets` are the same numbers for both sides. A task returns what it computed (floats, arrays or a
 tuple of them, pictures as [B, H, W, C], kernels as [h, w, C, O]), so that sides can be compared.
@@ -87,18 +88,37 @@ def lljax_train(config, nets, phase, **pictures):
       **pictures: `low` and, if the method needs it, `high`, uint8 [B, H, W, 3].
     """
     from lljax import method as method_lib
-    from lljax import parallel
-    method = method_lib.load(config)
-    state, step, weights = training(method, nets, phase)
-    size = len(pictures["low"])
-    batch = parallel.split({**pictures, "mask": np.ones(size, np.float32),
-                            "index": np.arange(size, dtype=np.int32)})
+    state, step, weights = training(method_lib.load(config), nets, phase)
+    batch = batch_of(pictures)
 
     def train():
         nonlocal state
         state, scalars = step(state, batch, weights)
         return total(scalars)
     return train
+
+
+def batch_of(pictures):
+    """What a compiled step takes, of uint8 pictures [B, H, W, 3] by role."""
+    from lljax import parallel
+    size = len(pictures["low"])
+    return parallel.split({**pictures, "mask": np.ones(size, np.float32),
+                           "index": np.arange(size, dtype=np.int32)})
+
+
+def step_memory(config, nets, phase, **pictures):
+    """MiB that the compiled training step takes beside its arguments and results.
+
+    Args:
+      config: the method's, with its micro-batches.
+      nets: the networks.
+      phase: name of the phase.
+      **pictures: as for `lljax_train`.
+    """
+    from lljax import method as method_lib
+    state, step, weights = training(method_lib.load(config), nets, phase)
+    program = step.compiled.lower(state, batch_of(pictures), weights).compile()
+    return program.memory_analysis().temp_size_in_bytes / 2**20
 
 
 def training(method, nets, phase):

@@ -10,8 +10,8 @@ from common import noise, picture
 def load(module, params):
     """Copies lljax's parameters into a module with the same names of layers.
 
-    A `kernel` [..., C, O] becomes a `weight` [O, C, ...], a `bias` stays. For other layers add what
-    they need.
+    A `kernel` [..., C, O] becomes a `weight` [O, C, ...], a `scale` one as it is; a `bias` stays.
+    For other layers add what they need.
     """
     with torch.no_grad():
         for layer, values in params.items():
@@ -22,6 +22,8 @@ def load(module, params):
                 value = torch.tensor(value)
                 if name == "kernel":
                     name, value = "weight", value.permute(-1, -2, *range(value.ndim - 2))
+                if name == "scale":
+                    name = "weight"
                 parameter = getattr(getattr(module, layer), name)
                 if parameter.shape != value.shape:
                     raise ValueError(f"{layer}.{name}: {parameter.shape} is not {value.shape}")

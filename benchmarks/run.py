@@ -123,7 +123,7 @@ def pipeline_share(name, threads, steps):
     state, step, weights = training(method_lib.load(config), initial(config), pictures.phase)
     with tempfile.TemporaryDirectory() as folder:
         config.data.source = pictures.source
-        for role in ("low", "high") if pictures.source == "pairs" else ("low",):
+        for role in ("low",) if pictures.source == "folder" else ("low", "high"):
             config.data[role] = os.path.join(folder, role)
             os.mkdir(config.data[role])
             image = Image.fromarray(picture(pictures.height, pictures.width, bright=role == "high"))
@@ -144,6 +144,14 @@ def pipeline_share(name, threads, steps):
             total(scalars)
             seconds["loop"] += time.perf_counter() - start
     return seconds["loop"] / seconds["bare"] - 1
+
+
+def memory(name, threads):
+    """MiB of a method's compiled programs, as far as its file asks for them."""
+    pin(threads)
+    module, config = prepare(name)
+    wanted = getattr(module, "lljax_memory", None)
+    return wanted(config, initial(config)) if wanted else {}
 
 
 def in_process(function, *args):
@@ -312,6 +320,9 @@ def markdown(result):
         if method in result["pipeline_share"]:
             share = 100 * result["pipeline_share"][method]
             lines += ["", f"Data pipeline and dispatch: {share:.1f} % of a training step."]
+        if found := result["memory"].get(method):
+            lines += ["", "| memory of the compiled program | MiB |", "|---|---|"]
+            lines += [f"| {what} | {mib:.0f} |" for what, mib in found.items()]
     if result["start_up"]:
         lines += ["", "| `lljax enhance one.jpg` | wall, s | import | compile | run |",
                   "|---|---|---|---|---|"]
@@ -397,9 +408,10 @@ def arguments():
 def main():
     args = arguments()
     compared = {name: compare(name, args) for name in args.methods}
-    shares, start_up, sizes = {}, {}, []
+    shares, memories, start_up, sizes = {}, {}, {}, []
     if not args.task:
         steps = 3 if args.quick else 8
+        memories = {name: in_process(memory, name, args.threads) for name in args.methods}
         shares = {name: in_process(pipeline_share, name, args.threads, steps)
                   for name in args.methods}
         for name in args.methods:
@@ -408,7 +420,7 @@ def main():
     os.makedirs(args.out, exist_ok=True)
     result = {"seconds": {name: seconds for name, (seconds, _) in compared.items()},
               "differences": {name: found for name, (_, found) in compared.items()},
-              "pipeline_share": shares, "start_up": start_up, "sizes": sizes,
+              "pipeline_share": shares, "memory": memories, "start_up": start_up, "sizes": sizes,
               "threads": args.threads, "processor": processor(),
               "python": platform.python_version(), "jax": metadata.version("jax"),
               "torch": metadata.version("torch"),

@@ -66,6 +66,15 @@ def test_convolution_of_any_stride_and_pads(height, width, h, w, c, o, pads, str
         close(mine, wanted)
 
 
+@pytest.mark.parametrize("height, width", [(1, 9), (1, 1), (2, 3)])
+def test_convolution_of_stride_two_over_hardly_any_rows(height, width):
+    x, kernel, pads = normal(2, height, width, 5), normal(3, 3, 5, 6, seed=1), ((1, 1), (1, 1))
+    ours = pulled(lambda x, k: layers.convolve(x, k, stride=2, pads=pads), x, kernel)
+    theirs = pulled(lambda x, k: plain(x, k, 2, pads), x, kernel)
+    for mine, wanted in zip(ours, theirs, strict=True):
+        close(mine, wanted)
+
+
 @pytest.mark.parametrize("padding", ["zero", "replicate", "valid"])
 @pytest.mark.parametrize("size, stride, height, width", [
     (3, 1, 12, 16), (3, 2, 12, 16), (3, 2, 45, 61), (9, 1, 45, 61), (4, 2, 13, 16), (1, 1, 5, 4)])
