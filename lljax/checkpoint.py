@@ -136,14 +136,18 @@ class Checkpoints:
             ) from error
 
 
-def load_nets(workdir: str) -> tuple[ConfigDict, dict[str, Any]]:
-    """The networks of a training's newest checkpoint, averaged parameters where there are any.
+def load_nets(workdir: str, averaged: bool = True) -> tuple[ConfigDict, dict[str, Any]]:
+    """The networks of a training's newest checkpoint.
+
+    Args:
+      workdir: of the training.
+      averaged: whether to take averaged parameters where there are any, or those of the last step.
 
     Returns:
       (config, {network: variables}).
 
     Raises:
-      InputError: no such folder, or it has no checkpoint.
+      InputError: no such folder, it has no checkpoint, or no averages that could be left out.
     """
     if not os.path.isdir(os.path.join(workdir, "checkpoints")):
         raise InputError(f"{workdir!r} is not the workdir of a training: it has no checkpoints/")
@@ -152,5 +156,8 @@ def load_nets(workdir: str) -> tuple[ConfigDict, dict[str, Any]]:
         if step is None:
             raise InputError(f"{workdir!r} has no complete checkpoint yet")
         meta, state = saved.meta(step), saved.raw(step)
-    averaged = method_lib.State(**{**state, "opt": {}}).averaged()
-    return meta["config"], averaged
+    if not (averaged or state["ema"]):
+        raise InputError(f"{workdir!r} keeps no averages of its parameters (ema is 0.0 in all of "
+                         "config.phase): there is nothing to leave out")
+    state = method_lib.State(**{**state, "opt": {}})
+    return meta["config"], state.averaged() if averaged else state.nets

@@ -255,6 +255,8 @@ BAD_FLAGS = [
     (["--source", "demo", "--limit=-2"], "--limit is -2"),
     (["--source", "demo", "--split", "tests"], 'Did you mean "test"'),
     (["--source", "par"], 'Did you mean "pairs"'),
+    (["--source", "demo", "--average", "bth"], 'Did you mean "both"'),
+    (["--weights", "x.safetensors", "--average", "both"], "holds one set of parameters"),
     (["--source", "demo", "--low", "x"], "go with --source pairs"),
     (["x.safetensors"], "unexpected argument"),
     (["--source", "demo", "--out", "a", "--report", "b"], "give one"),
@@ -309,8 +311,8 @@ def test_the_command_opens_models_and_chooses_where_to_write(tmp_path, monkeypat
     monkeypatch.chdir(tmp_path)
     opened = []
 
-    def load(path, seed, settings):
-        assert not settings
+    def load(path, seed, settings, averaged):
+        assert averaged and not settings
         opened.append((path, seed))
         return brighten
 

@@ -324,3 +324,27 @@ def test_broken_files_are_named_and_counted_and_the_rest_is_used(tmp_path, capsy
     assert out.count("skipped (1 so far)") == 1 and str(broken) in out
     rows = [json.loads(text) for text in (tmp_path / "run/metrics.jsonl").open()]
     assert rows[-1]["skipped_records"] == 1
+
+
+def test_averages_are_scored_where_asked_for(tmp_path, whole, capsys):
+    from lljax.evaluation import evaluate
+    config = zerodce.get_config("smoke")
+    config.phase.train.optim.curve.ema = 0.9
+    fit(config, str(tmp_path / "a"))
+    state = final(tmp_path / "a")
+    flags = ["--source", "demo", "--limit", "2"]
+
+    def score(*more):
+        assert evaluate.main(["evaluate.py", "--workdir", str(tmp_path / "a"), *flags, *more]) == 0
+        folder = tmp_path / "a" / "eval_demo_test"
+        found = json.loads((folder / "results.json").read_text())["systems"]
+        return {name: row["psnr"]["mean"] for name, row in found.items() if name[0] == "a"}
+
+    on, off, both = score(), score("--average", "off"), score("--average", "both")
+    assert both == on | off and list(both) == ["a", "a without average"]
+    assert on["a"] != off["a without average"]
+    _, nets = checkpoint.load_nets(str(tmp_path / "a"), averaged=False)
+    for path, leaf in jax.tree_util.tree_leaves_with_path({"nets": nets}):
+        np.testing.assert_array_equal(leaf, state[jax.tree_util.keystr(path)])
+    with pytest.raises(InputError, match="keeps no averages"):
+        evaluate.main(["evaluate.py", "--workdir", str(whole), *flags, "--average", "off"])

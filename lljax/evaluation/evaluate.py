@@ -22,7 +22,7 @@ import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.stats
@@ -402,6 +402,17 @@ def write(results: Results, out: str) -> None:
                 file.write(text.encode("utf-8", "backslashreplace"))
 
 
+class _Row(NamedTuple):
+    """A row of the table: a model, changes of its config, and whether averages are taken."""
+
+    path: str
+    settings: list[str]
+    averaged: bool
+
+
+_AVERAGES = {"on": (True,), "off": (False,), "both": (True, False)}
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str):
         raise InputError(message)
@@ -420,6 +431,9 @@ def _parser() -> _Parser:
     add("--with", action="append", default=[], dest="settings", metavar="KEY=VALUE[,...]",
         help="one more row for every model, with these settings of its config changed, e.g. "
         "denoise.name=nlm; may be repeated")
+    add("--average", default="on", metavar="on|off|both",
+        help="trainings that keep an average of their parameters (ema): score it (default), the "
+        "parameters of the last step, or both in rows of their own")
     add("--source", help="demo | pairs (default: pairs with --low and --high, else what the "
         "workdir's config.eval says, else demo)")
     add("--low", metavar="DIR", help="pairs: folder of low-light pictures")
@@ -453,6 +467,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         if args.settings.count(text) > 1:
             raise InputError(f"--with {text} is given {args.settings.count(text)} times; give it "
                              "once")
+    if args.average not in _AVERAGES:
+        raise unknown("--average", args.average, _AVERAGES)
+    if args.average != "on" and not args.workdir:
+        raise InputError(f"--average {args.average} is about trainings: give --workdir W (a "
+                         "weights file holds one set of parameters)")
     if args.split not in ("train", "test"):
         raise unknown("split", args.split, ("train", "test"))
     if args.out is not None and args.report is not None:
@@ -506,15 +525,17 @@ def _row_names(paths: Sequence[str]) -> dict[str, str]:
     return {}
 
 
-def _variants(models: Mapping[str, str],
-              texts: Sequence[str]) -> dict[str, tuple[str, list[str]]]:
-    """Row name -> (path, settings): every model as it is, then once with each of the texts."""
-    rows: dict[str, tuple[str, list[str]]] = {}
+def _variants(models: Mapping[str, str], args: argparse.Namespace) -> dict[str, _Row]:
+    """Rows by name: every model as it is, then once with each of the settings; trainings with the
+    averages of their parameters or without."""
+    rows: dict[str, _Row] = {}
     for name, path in models.items():
-        rows[name] = (path, [])
-        for text in texts:
-            # A comma within a value is not followed by a key.
-            rows[f"{name} with {text}"] = (path, re.split(r",(?=[\w.]+=)", text))
+        for averaged in _AVERAGES[args.average if path in args.workdir else "on"]:
+            row = name if averaged else f"{name} without average"
+            rows[row] = _Row(path, [], averaged)
+            for text in args.settings:
+                # A comma within a value is not followed by a key.
+                rows[f"{row} with {text}"] = _Row(path, re.split(r",(?=[\w.]+=)", text), averaged)
     return rows
 
 
@@ -548,15 +569,16 @@ def main(argv: Sequence[str]) -> int:
     parallel.keep_programs()
     pairs = sources.open(source, split=args.split, low=low, high=high)
     label = _label(source, args.split, low, high)
-    rows = _variants(models, args.settings)
-    systems = {name: enhancer.load(path, seed=args.seed, settings=settings)
-               for name, (path, settings) in rows.items()}
+    rows = _variants(models, args)
+    systems = {name: enhancer.load(row.path, args.seed, row.settings, row.averaged)
+               for name, row in rows.items()}
     single = args.workdir[0] if len(args.workdir) == 1 and not args.weights else ""
     out = args.report or args.out or os.path.join(single, f"eval_{label}")
     described = f"{low} and {high}" if source == "pairs" else f"{source} ({args.split})"
     info = {"source": described, "seed": args.seed, "models": models}
     if args.settings:  # apart: who looks a model's row up in "models" wants it as it was trained
-        info["settings"] = {name: ", ".join(found) for name, (_, found) in rows.items() if found}
+        info["settings"] = {name: ", ".join(row.settings) for name, row in rows.items()
+                            if row.settings}
     results = evaluate(
         systems, pairs, out=out, with_report=bool(args.report), limit=args.limit, progress=True,
         info={**info, "command": shlex.join(argv)})

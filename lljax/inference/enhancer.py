@@ -289,28 +289,31 @@ def finish(enhanced: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return enhanced.clip(0, 1).astype(dtype, copy=False)
 
 
-def read(source: str | os.PathLike) -> tuple[ConfigDict, dict[str, Any]]:
+def read(source: str | os.PathLike,
+         averaged: bool = True) -> tuple[ConfigDict, dict[str, Any]]:
     """Config and networks of weights that come with lljax, a training's workdir or a weights file.
 
     Args:
       source: a name of `list_weights()`, a folder, or a .safetensors file.
+      averaged: of a workdir, whether to take averaged parameters where there are any.
 
     Raises:
-      InputError: none of these, or a damaged one.
+      InputError: none of these, or a damaged one; or no averages that could be left out.
     """
     source = os.fspath(source)
     shipped = weights.shipped()
     if os.path.isdir(source):
         from lljax import checkpoint  # Orbax is slow to import, and only trainings need it
 
-        return checkpoint.load_nets(source)
+        return checkpoint.load_nets(source, averaged)
     if source in shipped or os.path.isfile(source):
         return weights.load(shipped.get(source, source))[:2]
     raise InputError(f"{unknown('weights', source, shipped)}; the workdir of a training or a "
                      ".safetensors file will do too, but none lies there")
 
 
-def load(source: str | os.PathLike, seed: int = 0, settings: Sequence[str] = ()) -> Enhancer:
+def load(source: str | os.PathLike, seed: int = 0, settings: Sequence[str] = (),
+         averaged: bool = True) -> Enhancer:
     """An `Enhancer` of what `read` reads.
 
     Args:
@@ -318,11 +321,12 @@ def load(source: str | os.PathLike, seed: int = 0, settings: Sequence[str] = ())
       seed: as in `Enhancer`.
       settings: changes of the config it was trained with, e.g. ["denoise.name=nlm"]; see
         `config.change`.
+      averaged: as in `read`.
 
     Raises:
       InputError: as `read`, or settings that cannot be, or that make other networks.
     """
-    config, nets = read(source)
+    config, nets = read(source, averaged)
     if not settings:
         return Enhancer(method_lib.load(config), nets, seed)
     method = method_lib.load(config_lib.change(config, settings))
