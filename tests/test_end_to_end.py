@@ -32,7 +32,7 @@ def networks(workdir):
     return [np.asarray(leaf) for leaf in jax.tree.leaves(nets)]
 
 
-@pytest.fixture(scope="module", params=["zerodce", "retinexnet"])
+@pytest.fixture(scope="module", params=["zerodce", "retinexnet", "enlightengan"])
 def trained(request, tmp_path_factory):
     """A smoke training of each method, and its config."""
     workdir = tmp_path_factory.mktemp("trained") / request.param

@@ -86,7 +86,9 @@ def find(config: ConfigDict, method: Method, saved: checkpoint.Checkpoints) -> S
                              "steps of its last phase, or take its networks by config.init")
         return begin
     _check_needs(config, method)
-    nets = jax.jit(lambda: _new(config, method))()
+    # it runs once, and its many random draws take a CPU's compiler a minute otherwise
+    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
+    nets = jax.jit(lambda: _new(config, method), compiler_options=quick)()
     notes = []
     for net, path in config.init.items():
         if path:
