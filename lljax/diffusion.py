@@ -118,8 +118,8 @@ def antithetic_times(key: Array, index: Array, count: int, total: int) -> Array:
     Returns:
       int32 [b], 0 to total - 1.
 
-    Source: the official program of Ho et al.'s successors (Song et al.): with d = count // 2 + 1
-      draws t', the times are the first `count` of [t', total - 1 - t'].
+    Source: the official programs of Song et al. and Jiang et al.: of d = count // 2 + 1 draws t',
+      the first `count` of [t', total - 1 - t'].
     """
     draws = count // 2 + 1
     slot = index % draws
@@ -128,7 +128,7 @@ def antithetic_times(key: Array, index: Array, count: int, total: int) -> Array:
 
 
 def timestep_embedding(t: Array, dim: int) -> Array:
-    """Sines, then cosines of times at frequencies from 1 to 1/10000.
+    """Sines, then cosines of the times multiplied by frequencies from 1 down to 1/10000.
 
     Args:
       t: [B], times.
@@ -138,10 +138,10 @@ def timestep_embedding(t: Array, dim: int) -> Array:
       float32 [B, dim].
 
     Raises:
-      InputError: such a `dim` is not possible.
+      InputError: another `dim`.
 
-    Source: Ho et al., from Vaswani et al., NeurIPS 2017, section 3.5, but with the lowest
-      frequency included and sines and cosines not interleaved, as the official programs do.
+    Source: Vaswani et al., NeurIPS 2017, section 3.5, but not interleaved and with 1/10000
+      reached, as in the official programs of Ho et al. and their successors.
     """
     if dim < 4 or dim % 2:
         raise InputError(f"a timestep embedding of {dim} numbers: must be even and 4 or more")
@@ -166,9 +166,10 @@ def ddim_sample(predict: Callable[[Array, Array], Array], noise: Array, alpha_ba
       key: for eta > 0: one key, or one an image, [B], so that an image's draws do not depend on
         the batch it is in.
       checkpoint: whether a gradient keeps only what goes into each step and computes the step
-        again: memory of one step instead of all.
-      unroll: see `parallel.scan`; True if a gradient is taken through convolutions whose weight
-        gradient is XLA's.
+        again: memory of one step instead of all. Not together with `unroll` on a CPU, where XLA
+        sees through it and keeps all.
+      unroll: see `parallel.scan`; True only if a gradient is taken through convolutions whose
+        weight gradient is XLA's.
 
     Returns:
       (x [B, h, w, C], x0s [steps, B, h, w, C]): the sample, and at each step the clean picture
