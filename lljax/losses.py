@@ -332,7 +332,7 @@ def latent_smoothness(illumination: Array, reflectance: Array, edge: float = 10.
                          "sides of 2 px or more")
     # ||grad L exp(-edge |grad R|)||, of the mean
     return _norm(norm, *(jnp.diff(illumination, axis=axis)
-                         * jnp.exp(-edge * jnp.abs(jnp.diff(reflectance, axis=axis)))
+                         * jnp.exp(-edge * _magnitude(jnp.diff(reflectance, axis=axis)))
                          for axis in (1, 2)))
 
 
@@ -486,7 +486,7 @@ def _norm(norm: str, *parts: Array) -> Array:
     if norm not in NORMS:
         raise unknown("norm of a loss term", norm, NORMS)
     if norm == "l1":
-        return sum(jnp.abs(part).mean((1, 2, 3)) for part in parts)
+        return sum(_magnitude(part).mean((1, 2, 3)) for part in parts)
     mean = sum(jnp.square(part).mean((1, 2, 3)) for part in parts)
     return _root(mean) if norm == "l2" else mean
 
@@ -519,3 +519,8 @@ def _root(x: Array) -> Array:
     """Square root whose gradient at 0 is 0; the inner `where` keeps infinity out of it."""
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
+
+
+def _magnitude(x: Array) -> Array:
+    """|x| whose gradient at 0 is 0, as torch's; that of jnp.abs is 1."""
+    return x * jnp.sign(x)

@@ -151,6 +151,19 @@ def test_ddim_sample_by_its_formula(steps, total, unroll):
     np.testing.assert_allclose(x, x0s[-1], rtol=1e-5, atol=1e-4)
 
 
+def test_ddim_sample_of_the_official_program(shared):
+    with np.load(shared / "reference" / "lightendiffusion_sampling.npz") as file:
+        noise, found = file["init_noise"], jnp.asarray(file["eps_sequence"])
+        expected, seen = file["final_sample"], file["x_t_sequence"]
+    x, x0s = diffusion.ddim_sample(lambda x, t: found[(950 - t[0]) // 50][None], noise,
+                                   ALPHA_BARS, 20)
+    np.testing.assert_allclose(x, expected, atol=5e-6)
+    times, following = diffusion.ddim_times(1000, 20)
+    x0s, after = np.asarray(x0s)[:-1, 0], ALPHA_BARS[following[:-1], None, None, None]
+    np.testing.assert_allclose(np.sqrt(after) * x0s + np.sqrt(1 - after) * found[:-1], seen[1:],
+                               atol=5e-6)
+
+
 def test_ddim_sample_shows_each_step_to_the_network():
     seen = []
 
