@@ -37,6 +37,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 from ml_collections import ConfigDict
 
@@ -408,11 +409,11 @@ class Method(base.Method):
         """Initial variables."""
         del batch  # no network's shapes depend on the picture's
         keys, side = jax.random.split(key), self.multiple
-        nets = {"autoencoder": dict(self.autoencoder.init(keys[0], jnp.zeros((1, side, side, 3))))}
+        nets = {"autoencoder": _initial(self.autoencoder, keys[0], jnp.zeros((1, side, side, 3)))}
         if self.denoiser:
             side = 2 ** (len(self.denoiser.mult) - 1)
             blank = jnp.zeros((1, side, side, 3))
-            nets["denoiser"] = dict(self.denoiser.init(keys[1], blank, blank, jnp.zeros(1)))
+            nets["denoiser"] = _initial(self.denoiser, keys[1], blank, blank, jnp.zeros(1))
         return nets
 
     def needs(self, phase: str) -> tuple[str, ...]:
@@ -446,24 +447,22 @@ class Method(base.Method):
           batch: two exposures of one scene, `low` and `high` [B, H, W, 3] in [0, 1].
         """
         net, loss = nets["autoencoder"], self.config.loss
-        images = batch["low"], batch["high"]
-        encoded = [self.encode(nets, image) for image in images]
-        latents = [latent for latent, _ in encoded]
-        r, light = zip(*(self.autoencoder.apply(net, latent, method="decompose")
-                         for latent in latents), strict=True)
+        images = jnp.concatenate([batch["low"], batch["high"]])
+        latents, skips = self.encode(nets, images)
+        r, light = self.autoencoder.apply(net, latents, method="decompose")
+        swapped = jnp.roll(light, len(batch["low"]), 0)  # of the other picture
+        other = jnp.roll(latents, len(batch["low"]), 0)
         every = {
-            "content": lambda c: sum(
-                losses.content(self.autoencoder.apply(net, *one, method="decode"), image, c.norm)
-                for one, image in zip(encoded, images, strict=True)),
-            "reconstruction": lambda c: sum(
-                (1.0 if i == j else c.cross) * losses.reconstruction(r[i], light[j], latents[j])
-                for i in (0, 1) for j in (0, 1)),
-            "reflectance": lambda c: losses.reflectance_consistency(*r),
-            "smoothness": lambda c: sum(
-                losses.latent_smoothness(*one, c.edge, c.norm)
-                for one in zip(light, r, strict=True)),
+            "content": lambda c: losses.content(
+                self.autoencoder.apply(net, latents, skips, method="decode"), images, c.norm),
+            "reconstruction": lambda c: losses.reconstruction(r, light, latents)
+            + c.cross * losses.reconstruction(r, swapped, other),
+            "reflectance": lambda c: losses.reflectance_consistency(*jnp.split(r, 2)),
+            "smoothness": lambda c: losses.latent_smoothness(light, r, c.edge, c.norm),
         }
-        return {name: term(loss[name]) for name, term in every.items() if loss[name].enabled}
+        terms = {name: term(loss[name]) for name, term in every.items() if loss[name].enabled}
+        # a value a picture becomes one a pair
+        return {name: term.reshape(-1, len(batch["low"])).sum(0) for name, term in terms.items()}
 
     def prepare(self, batch: base.Batch, step: Array) -> base.Batch:
         """Adds what is drawn: `t` [B] int32 for the whole batch at once, and from every image's
@@ -490,9 +489,10 @@ class Method(base.Method):
             [0, 1]; and what `prepare` adds.
         """
         loss, net = self.config.loss, nets["autoencoder"]
-        (dark, _), (bright, _) = (self.encode(nets, batch[name]) for name in ("low", "high"))
-        (r_low, l_low), (_, l_high) = (
-            self.autoencoder.apply(net, latent, method="decompose") for latent in (dark, bright))
+        latents, _ = self.encode(nets, jnp.concatenate([batch["low"], batch["high"]]))
+        r, light = self.autoencoder.apply(net, latents, method="decompose")
+        dark, r_low = (jnp.split(x, 2)[0] for x in (latents, r))
+        l_low, l_high = jnp.split(light, 2)
         condition_pm1 = 2 * dark - 1
 
         def noise(c):
@@ -598,6 +598,26 @@ class Method(base.Method):
         if height % self.multiple or width % self.multiple:
             raise InputError(f"phase {phase!r}: pictures of {height} x {width} px; set "
                              f"config.data.crop to a multiple of {self.multiple} px")
+
+
+def _initial(module: nn.Module, key: Array, *inputs: Array) -> base.Variables:
+    """A module's initial variables, torch's, all of them drawn at once: the compiler takes a
+    minute for a draw a parameter."""
+    shapes = jax.eval_shape(module.init, key, *inputs)
+    kernels = flatten_dict(shapes["params"])
+    places = np.cumsum([leaf.size for leaf in kernels.values()])
+    drawn = jnp.split(jax.random.uniform(key, (places[-1],), minval=-1.0), places[:-1])
+    params = {}
+    for (path, leaf), values in zip(kernels.items(), drawn, strict=True):
+        kernel = kernels.get((*path[:-1], "kernel"))
+        if kernel is None:  # of a normalisation
+            params[path] = (jnp.ones if path[-1] == "scale" else jnp.zeros)(leaf.shape)
+            continue
+        # torch takes the output channels of a transposed convolution for its inputs
+        up = "/".join(path).startswith("decoder/up")
+        inputs_of_one = 9 * kernel.shape[-1] if up else math.prod(kernel.shape[:-1])
+        params[path] = values.reshape(leaf.shape) * inputs_of_one ** -0.5
+    return {"params": unflatten_dict(params)}
 
 
 def _latent(sampled_pm1: Array) -> Array:
