@@ -629,6 +629,7 @@ def _check(config: ConfigDict) -> None:
     """Refuses knobs out of range."""
     model, sample = config.model, config.sample
     tile_step = 2 ** (len(model.unet_mult) - 1)
+    most = sample.tile - math.gcd(sample.tile, 8)  # see diffusion.blended
     wrong = {
         "model.levels": (model.levels < 0, "0 or more"),
         "model.width": (model.width < 1 or model.width % max(model.heads, 1),
@@ -643,6 +644,8 @@ def _check(config: ConfigDict) -> None:
         "sample.count": (sample.count < 1, "1 or more"),
         "sample.tile": (sample.tile < 0 or sample.tile % tile_step,
                         f"0 or a multiple of {tile_step}"),
+        "sample.overlap": (sample.tile and not 0 <= sample.overlap <= most,
+                           f"0 to {most} for tiles of {sample.tile}"),
     }
     for knob, (bad, limit) in wrong.items():
         if bad:
