@@ -122,6 +122,16 @@ def test_without_content_transfer_there_is_no_attention():
     assert with_ - without == {"cross_attention", "self_attention"} and without < with_
 
 
+def test_the_number_of_heads_matters_to_the_decomposition():
+    found = []
+    for heads in (2, 4):
+        model = build(model__heads=heads)
+        net = jax.tree.map(lambda x: 3 * x, initial(model)["autoencoder"])
+        found.append(jax.jit(functools.partial(model.autoencoder.apply, method="decompose"))(
+            net, noise(1, 4, 6, 3)))
+    assert all(np.abs(one - other).max() > 1e-4 for one, other in zip(*found, strict=True))
+
+
 def test_without_a_denoiser_a_picture_is_encoded_and_decoded():
     model = build("smoke,autoencoder_only")
     nets = initial(model)
