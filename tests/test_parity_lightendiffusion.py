@@ -111,6 +111,16 @@ def noise_in(model, nets, condition_pm1, x, t):
     return jax.jit(model.denoiser.apply)(nets["denoiser"], condition_pm1, x, jnp.asarray(t))
 
 
+@jax.jit
+def encode(nets, image):
+    return build().encode(nets, image)
+
+
+@jax.jit
+def decompose(nets, latent):
+    return build().autoencoder.apply(nets["autoencoder"], latent, method="decompose")
+
+
 # ---- recorded outputs ----
 
 
@@ -136,9 +146,9 @@ def test_schedule(shared):
 def test_autoencoder_and_decomposition(shared):
     reference, model, nets = read(shared, "ctdn"), build(), formula_networks()
     for name in ("low", "high"):
-        latent, skips = jax.jit(model.encode)(nets, reference[f"input_{name}"])
+        latent, skips = encode(nets, reference[f"input_{name}"])
         close("latent", latent, reference[f"{name}_fea"], atol=5e-5)
-        r, l = model.autoencoder.apply(nets["autoencoder"], latent, method="decompose")
+        r, l = decompose(nets, latent)
         close("reflectance", r, reference[f"{name}_R"], atol=5e-5)
         close("illumination", l, reference[f"{name}_L"][..., :1], atol=5e-5)
         if name == "low":
@@ -198,13 +208,37 @@ def test_odd_sizes(shared, monkeypatch):
     low = reference["input"][0]
     height, width = low.shape[:2]
     padded = images.pad(low, -height % 64, -width % 64)[None]
-    close("condition", 2 * model.encode(nets, padded)[0] - 1, reference["cond"], atol=5e-5)
+    close("condition", 2 * encode(nets, padded)[0] - 1, reference["cond"], atol=5e-5)
     monkeypatch.setattr(jax.random, "normal", lambda *_: jnp.asarray(reference["init_noise"][0]))
     maps = jax.jit(model.explain)(nets, padded, KEY)
     close("picture", images.crop(np.asarray(maps["enhanced"][0]), height, width),
           reference["pred_x"][0], atol=5e-5)
     assert maps["trajectory"].shape == (1, 20, 16, 16, 3)
     np.testing.assert_array_equal(maps["trajectory"][:, -1].clip(0, 1), maps["latent"])
+
+
+@functools.cache
+def stage_2():
+    """(networks, batch) -> ({term: (value, gradient)}, what they are made of); compiled once."""
+    model = build()
+
+    def everything(nets, batch):
+        def mean(params, term):
+            return model.denoiser_terms(nets | {"denoiser": {"params": params}}, batch)[term].mean()
+
+        found = {term: jax.value_and_grad(mean)(nets["denoiser"]["params"], term)
+                 for term in ("noise", "consistency")}
+        (dark, _), (bright, _) = (model.encode(nets, batch[name]) for name in ("low", "high"))
+        (r, l), (_, l_high) = (model.autoencoder.apply(nets["autoencoder"], x, method="decompose")
+                               for x in (dark, bright))
+        noisy = diffusion.q_sample(2 * r * l_high - 1, batch["noise"],
+                                   jnp.asarray(model.alpha_bars)[batch["t"]])
+        predict = functools.partial(model.denoiser.apply, nets["denoiser"], 2 * dark - 1)
+        x, _ = diffusion.ddim_sample(predict, batch["start"], model.alpha_bars, 20)
+        return found, {"condition": 2 * dark - 1, "reference": r * l ** 0.2, "x_t": noisy,
+                       "noise": predict(noisy, batch["t"]), "latent": ((x + 1) / 2).clip(0, 1)}
+
+    return jax.jit(everything)
 
 
 @pytest.mark.parametrize("name, gate", [("stage2", 2e-4), ("stage2_scaled", 5e-5)])
@@ -215,15 +249,11 @@ def test_stage_2(shared, name, gate):
              "t": reference["t_used"].astype(np.int32), "noise": reference["noise_e"],
              "start": reference["sampling_init_noise"]}
 
-    def terms(params, batch, term):
-        found = model.denoiser_terms(nets | {"denoiser": {"params": params}}, batch)
-        return found[term].mean()
-
+    found, latents = stage_2()(nets, batch)
     keys, checked = model.official_keys(), 0
     for term, theirs, weight, kind in (("noise", "noise", 1.0, "gradNoise"),
                                        ("consistency", "scc", 0.001, "gradScc")):
-        value, gradient = jax.jit(jax.value_and_grad(terms), static_argnums=2)(
-            nets["denoiser"]["params"], batch, term)
+        value, gradient = found[term]
         close(term, weight * value, reference[f"loss__{theirs}"], rtol=1e-5)
         for key in reference:
             if key.startswith(f"{kind}__"):
@@ -236,19 +266,10 @@ def test_stage_2(shared, name, gate):
                 checked += 1
     assert checked == 10
 
-    (dark, _), (bright, _) = (model.encode(nets, batch[k]) for k in ("low", "high"))
-    (r, l), (_, l_high) = (model.autoencoder.apply(nets["autoencoder"], x, method="decompose")
-                           for x in (dark, bright))
-    close("condition", 2 * dark - 1, reference["cond"], atol=5e-5)
-    close("reference", r * l ** 0.2, reference["reference_fea"], atol=5e-5)
-    noisy = diffusion.q_sample(2 * r * l_high - 1, batch["noise"], model.alpha_bars[batch["t"]])
-    close("x_t", noisy, reference["x_t"], atol=5e-5)
-    close("noise", noise_in(model, nets, 2 * dark - 1, noisy, batch["t"]),
-          reference["noise_output"], atol=5e-5)
-    predict = functools.partial(model.denoiser.apply, nets["denoiser"], 2 * dark - 1)
-    x = jax.jit(lambda start: diffusion.ddim_sample(predict, start, model.alpha_bars, 20)[0])(
-        batch["start"])
-    close("sample", ((x + 1) / 2).clip(0, 1), reference["pred_fea"], atol=gate)
+    for name, theirs, atol in (("condition", "cond", 5e-5), ("reference", "reference_fea", 5e-5),
+                               ("x_t", "x_t", 5e-5), ("noise", "noise_output", 5e-5),
+                               ("latent", "pred_fea", gate)):
+        close(name, latents[name], reference[theirs], atol=atol)
 
 
 # ---- known numbers ----
@@ -265,15 +286,15 @@ def test_known_numbers():
     model, nets = build(), networks(ordered)
     low = ramp(64, 128)
     high = jnp.minimum(2 * low, 1)
-    latent, skips = model.encode(nets, low)
+    latent, _ = encode(nets, low)
     close("latent", [latent.mean(), latent.std(ddof=1), latent[0, 0, 0, 0]],
           [.4844890, .3617728, .1675881], atol=2e-5)
-    close("latent of high", model.encode(nets, high)[0].mean(), [.4652161], atol=2e-5)
-    r, l = model.autoencoder.apply(nets["autoencoder"], latent, method="decompose")
+    close("latent of high", encode(nets, high)[0].mean(), [.4652161], atol=2e-5)
+    r, l = decompose(nets, latent)
     close("reflectance", [r.mean(), r.std(ddof=1), r[0, 0, 0, 0]],
           [.1946981, .2982068, .0799828], atol=2e-5)
     close("illumination", [l.mean(), l[0, 0, 0, 0]], [.0957574, .0001922], atol=2e-5)
-    decoded = model.autoencoder.apply(nets["autoencoder"], latent, skips, method="decode")
+    decoded = jax.jit(model.apply)(nets, low, {"latent": latent})
     close("decoded", [decoded.mean(), decoded.std(ddof=1), decoded[0, 0, 0, 0]],
           [.7556070, 2.6812019, .9917713], atol=2e-5)
 
