@@ -64,7 +64,10 @@ SMOKE = dict(
     eval=dict(limit=2),
     log=dict(every=1),
     checkpoint=dict(every=1),
-    phase={name: dict(steps=2, batch_size=8) for name in ("autoencoder", "denoiser")},
+    phase=dict(
+        autoencoder=dict(steps=2, batch_size=8),
+        denoiser=dict(steps=2, batch_size=8, optim=dict(denoiser=dict(ema=0.2))),
+    ),
 )
 
 PRESETS = dict(

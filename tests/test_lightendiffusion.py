@@ -246,6 +246,14 @@ def test_the_average_is_what_is_used():
             np.testing.assert_allclose(after, before + change, rtol=1e-6)
 
 
+def test_an_average_longer_than_the_phase_is_told():
+    assert build().notes() == ()
+    note, = build(phase__denoiser__optim__denoiser__ema=0.99).notes()
+    assert "of denoiser will still be 98 % of its initial" in note
+    assert "--config.phase.denoiser.optim.denoiser.ema=0.0" in note
+    assert build("", tiny=False).notes() == ()
+
+
 def test_the_denoiser_needs_an_autoencoder():
     model = build("smoke,denoiser_only")
     with pytest.raises(InputError, match="on the network 'autoencoder'.*config.init.autoencoder"):
