@@ -94,9 +94,9 @@ def build(name, presets="", knob=None, value=None, small=True):
     config = configs.default(name, presets)
     changes = SMALL.get(name, {}) if small else {}
     with config.unlocked():
-        for path, value in {**changes, **({knob: value} if knob else {})}.items():
+        for path, new in {**changes, **({knob: value} if knob else {})}.items():
             *folders, leaf = path.split(".")
-            functools.reduce(lambda node, key: node[key], folders, config)[leaf] = value
+            functools.reduce(lambda node, key: node[key], folders, config)[leaf] = new
     return method.load(config)
 
 
