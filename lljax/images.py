@@ -293,8 +293,8 @@ def pad(pixels: np.ndarray, bottom: int, right: int) -> np.ndarray:
 
 
 def crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The top left [height, width, C] of [H, W, C]: undoes `pad`."""
-    return pixels[:height, :width]
+    """The top left [..., height, width, C] of [..., H, W, C]: undoes `pad`."""
+    return pixels[..., :height, :width, :]
 
 
 def _top(dtype: np.dtype) -> int:

@@ -15,6 +15,7 @@ Array = jax.Array
 
 FORMS = ("code", "paper")  # where a paper's formula and its authors' program differ
 SMOOTHNESS_FORMS = ("code", "port", "released")  # of Retinex-Net's structure-aware smoothness
+NORMS = ("l1", "l2", "mse")  # of terms that a paper gives as a norm and no program shows
 
 
 # ---- zero-reference (Zero-DCE, Zero-DCE++) ----
@@ -160,7 +161,7 @@ def saturation(enhanced: Array) -> Array:
     return _root(jnp.square(deviation).sum(-1)).mean((1, 2))
 
 
-# ---- retinex (Retinex-Net) ----
+# ---- retinex (Retinex-Net, LightenDiffusion's first stage) ----
 
 
 def reconstruction(reflectance: Array, illumination: Array, image: Array) -> Array:
@@ -279,6 +280,105 @@ def _box(x: Array, side: int) -> Array:
     return sum(x[:, :, i:i + w] for i in range(side))
 
 
+def content(decoded: Array, image: Array, norm: str = "l2") -> Array:
+    """Content: an autoencoder gives back the picture.
+
+    Args:
+      decoded: [B, H, W, C].
+      image: what was encoded, same shape, in [0, 1].
+      norm: "l1", mean magnitude of the difference; "l2", root of its mean square; "mse", its mean
+        square.
+
+    Returns:
+      [B], >= 0, 0 if they are equal (gradient 0 there, with each norm).
+
+    Raises:
+      ValueError: shapes differ, or an unknown norm.
+
+    Source: Jiang et al., ECCV 2024 (LightenDiffusion), L_con, printed as a 2-norm; no program of
+      this stage is published. A mean instead of the sum: the value does not grow with the picture.
+    """
+    _check_same("content", decoded=decoded, image=image)
+    # ||D(E(I)) - I||, of the mean
+    return _norm(norm, decoded - image)
+
+
+def latent_smoothness(illumination: Array, reflectance: Array, edge: float = 10.0,
+                      norm: str = "l2") -> Array:
+    """Smoothness of a latent's illumination: it changes only where the reflectance does.
+
+    Args:
+      illumination: [B, h, w, 1] or [B, h, w, C].
+      reflectance: [B, h, w, C]; the gradient flows through it too.
+      edge: how fast a change of the reflectance lifts the penalty, >= 0.
+      norm: "l1", "l2" or "mse", as in `content`, over both directions' differences.
+
+    Returns:
+      [B], >= 0, 0 for a constant illumination (gradient 0 there, with each norm).
+
+    Raises:
+      ValueError: shapes disagree, a side under 2 px, or an unknown norm.
+
+    Source: Jiang et al., ECCV 2024 (LightenDiffusion), L_ill; no program of this stage is
+      published. As in `structure_smoothness` the exponent takes the magnitude of the
+      reflectance's change, which the paper leaves out; here channel by channel, unaveraged, and
+      between neighbours inside the latent only.
+    """
+    if (reflectance.ndim != 4 or min(reflectance.shape[1:3]) < 2
+            or illumination.shape[:-1] != reflectance.shape[:-1]
+            or illumination.shape[-1] not in (1, reflectance.shape[-1])):
+        raise ValueError(f"latent_smoothness: illumination {illumination.shape} (1 channel or all) "
+                         f"and reflectance {reflectance.shape} must agree, [B, h, w, C], with "
+                         "sides of 2 px or more")
+    # ||grad L exp(-edge |grad R|)||, of the mean
+    return _norm(norm, *(jnp.diff(illumination, axis=axis)
+                         * jnp.exp(-edge * _magnitude(jnp.diff(reflectance, axis=axis)))
+                         for axis in (1, 2)))
+
+
+# ---- diffusion (LightenDiffusion) ----
+
+
+def noise_error(predicted: Array, noise: Array) -> Array:
+    """Noise prediction: the network finds the noise that was added.
+
+    Args:
+      predicted: [B, h, w, C].
+      noise: what was added, same shape.
+
+    Returns:
+      [B], >= 0, 0 if it is found.
+
+    Raises:
+      ValueError: shapes differ.
+
+    Source: Ho et al., NeurIPS 2020, eq. 14.
+    """
+    _check_same("noise_error", predicted=predicted, noise=noise)
+    # mean (e_theta - e)^2
+    return _norm("mse", predicted - noise)
+
+
+def consistency(restored: Array, reference: Array) -> Array:
+    """Self-constrained consistency: a sampled latent keeps the content of the dark picture.
+
+    Args:
+      restored: [B, h, w, C] in [0, 1].
+      reference: reflectance times brightened illumination of the dark picture, same shape.
+
+    Returns:
+      [B], >= 0, 0 if they are equal.
+
+    Raises:
+      ValueError: shapes differ.
+
+    Source: Jiang et al., ECCV 2024 (LightenDiffusion), L_scc.
+    """
+    _check_same("consistency", restored=restored, reference=reference)
+    # mean |F_hat - R L^gamma|
+    return _norm("l1", restored - reference)
+
+
 # ---- adversarial (EnlightenGAN) ----
 
 
@@ -374,6 +474,23 @@ def _check_images(term: str, **images: Array) -> None:
             raise ValueError(f"{term}: {name} {image.shape} must be [B, H, W, 3]")
 
 
+def _check_same(term: str, **arrays: Array) -> None:
+    (one, a), (other, b) = arrays.items()
+    if a.ndim != 4 or a.shape != b.shape:
+        raise ValueError(f"{term}: {one} {a.shape} and {other} {b.shape} must be [B, H, W, C] and "
+                         "agree")
+
+
+def _norm(norm: str, *parts: Array) -> Array:
+    """A norm of NORMS, [B]: the sum over the parts of means over an image."""
+    if norm not in NORMS:
+        raise unknown("norm of a loss term", norm, NORMS)
+    if norm == "l1":
+        return sum(_magnitude(part).mean((1, 2, 3)) for part in parts)
+    mean = sum(jnp.square(part).mean((1, 2, 3)) for part in parts)
+    return _root(mean) if norm == "l2" else mean
+
+
 def _check_form(form: str, forms: tuple[str, ...] = FORMS) -> None:
     if form not in forms:
         raise unknown("form of a loss term", form, forms)
@@ -402,3 +519,8 @@ def _root(x: Array) -> Array:
     """Square root whose gradient at 0 is 0; the inner `where` keeps infinity out of it."""
     positive = x > 0
     return jnp.where(positive, jnp.sqrt(jnp.where(positive, x, 1.0)), 0.0)
+
+
+def _magnitude(x: Array) -> Array:
+    """|x| whose gradient at 0 is 0, as torch's; that of jnp.abs is 1."""
+    return x * jnp.sign(x)

@@ -53,13 +53,17 @@ class Method:
 
     Subclass it as `Method` in `lljax/methods/<name>.py`. Batches are dicts with `low`
     [B, H, W, 3] float32 in [0, 1], `high` (same, if the data has references), `mask` [B] (1 for
-    an image that counts), `key` [B] (one PRNG key an image: every random draw comes from it).
+    an image that counts), `key` [B] (one PRNG key an image: every random draw comes from it),
+    `index` [B] int32 (the image's place in the batch of all devices, for draws that tie images
+    together).
 
     Attributes:
       halo: radius of the receptive field of `estimate` in pixels, if it is local; None if it
         sees the whole picture.
       multiple: picture sides are padded to a multiple of this before `estimate`.
       optional: networks that enhancing does not need; an official file without them is converted.
+      costly: maps of `explain` that the picture does not need and that cost time: they are computed
+        only where maps are asked for.
       unroll: whether micro-batches are unrolled on a CPU; False compiles faster, and runs as fast
         if every convolution that is trained is `layers.convolve`.
     """
@@ -67,6 +71,7 @@ class Method:
     halo: int | None = None
     multiple: int = 1
     optional: tuple[str, ...] = ()
+    costly: tuple[str, ...] = ()
     unroll: bool = True
 
     def __init__(self, config: ConfigDict):
@@ -168,7 +173,8 @@ class Method:
         return self.apply(nets, low, self.estimate(nets, low, key))
 
     def explain(self, nets: dict[str, Variables], low: Array, key: Array) -> dict[str, Array]:
-        """The maps of `estimate` and the picture they give, under the key `enhanced`."""
+        """The maps of `estimate` and the picture they give, under the key `enhanced`. A method may
+        add maps; what is not asked for is not in the compiled program."""
         maps = self.estimate(nets, low, key)
         return {**maps, "enhanced": self.apply(nets, low, maps)}
 
@@ -177,11 +183,12 @@ class Method:
 
         Here those of one or three channels, cut to [0, 1]; a method whose maps have another range
         or depth says how they are shown. A large picture comes in tiles, if the method has a
-        `halo`: a pixel is drawn of the maps at that pixel alone.
+        `halo`: a pixel is drawn of the maps at that pixel alone. What is drawn in another size
+        than a map's (a strip of several) is kept whole.
 
         Args:
-          maps: of one picture or tile, raw, [h, w, C] each (and what is no map, as it is), without
-            `enhanced`.
+          maps: of one picture or tile, raw, [h, w, C] or [n, h, w, C] each (and what is no map, as
+            it is), without `enhanced`.
 
         Returns:
           Name -> [h, w, 1 or 3] in [0, 1]. The names do not depend on the values.

@@ -1,11 +1,19 @@
 """Reading other programs' weight files: safetensors, PyTorch, TensorFlow.
 
-None of them runs code from a file, and TensorFlow is not needed: its V2 checkpoint ("bundle") is
-an index, PREFIX.index, a sorted table in LevelDB's format whose values are small protocol
-buffers, beside raw little-endian arrays in PREFIX.data-00000-of-00001 and so on.
+None of them runs code from a file, and neither PyTorch nor TensorFlow is needed.
 
-Source: github.com/tensorflow/tensorflow, core/protobuf/tensor_bundle.proto and
-core/util/tensor_bundle; github.com/google/leveldb, doc/table_format.md.
+A PyTorch file is a pickle that says how to make its objects, and beside it the tensors' raw
+content: in a zip archive, or, before PyTorch 1.6, one after the other in one file. The pickle is
+read with stand-ins for everything that it names: tensors become places in the file, all else
+becomes an object without content.
+
+TensorFlow's V2 checkpoint ("bundle") is an index, PREFIX.index, a sorted table in LevelDB's format
+whose values are small protocol buffers, beside raw little-endian arrays in
+PREFIX.data-00000-of-00001 and so on.
+
+Source: github.com/pytorch/pytorch, torch/serialization.py and torch/_utils.py;
+github.com/tensorflow/tensorflow, core/protobuf/tensor_bundle.proto and core/util/tensor_bundle;
+github.com/google/leveldb, doc/table_format.md.
 """
 
 from __future__ import annotations
@@ -13,10 +21,12 @@ from __future__ import annotations
 import functools
 import math
 import os
+import pickle
 import re
 import struct
-from collections.abc import Iterator, Mapping
-from typing import Any
+import zipfile
+from collections.abc import Callable, Iterator
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
@@ -24,6 +34,8 @@ from safetensors.numpy import load_file
 
 from lljax.errors import InputError
 
+# Where a PyTorch checkpoint keeps its network; the first that holds one is taken.
+_NETWORKS = ("state_dict", "model")
 _BUNDLE = re.compile(r"\.(index|data-\d{5}-of-\d{5})$")
 _FOOTER, _MAGIC = 48, 0xdb4775248b80fb57
 _DTYPES = {1: "<f4", 2: "<f8", 3: "<i4", 4: "u1", 5: "<i2", 6: "i1", 9: "<i8", 10: "?",
@@ -37,16 +49,18 @@ _TRAINING = re.compile(r"/(Adam|AdamOptimizer|Momentum|RMSProp|Adagrad)(_\d+)?$"
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     """The tensors of another program's weights file, by name.
 
-    A PyTorch checkpoint that holds its network under `state_dict` is unwrapped, and the `module.`
-    that DataParallel puts before names is removed. Of a TensorFlow checkpoint the optimisers'
-    slots and counters are left out.
+    Of a PyTorch file that is no dict of tensors itself, the dict of tensors under `state_dict` is
+    taken or, without one, that under `model`; an optimiser's state, averaged weights and whatever
+    else the file holds is not looked at. The `module.` that DataParallel puts before names is
+    removed, and bfloat16 becomes float32. Of a TensorFlow checkpoint the optimisers' slots and
+    counters are left out.
 
     Args:
       path: a .safetensors file, a PyTorch checkpoint, or a TensorFlow V2 checkpoint: its .index
         file, one of its .data files, or what their names have in common.
 
     Raises:
-      InputError: no such file, damaged, not a file of named tensors, or PyTorch is not installed.
+      InputError: no such file, damaged, or not a file of named tensors.
     """
     path = os.fspath(path)
     prefix = _prefix(path)
@@ -62,14 +76,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     if path.endswith(".meta"):
         raise InputError(f"{path} is the graph of a TensorFlow checkpoint and holds no weights; "
                          "give the .index beside it")
-    content = _read_torch(path)
-    if isinstance(content, Mapping) and isinstance(content.get("state_dict"), Mapping):
-        content = content["state_dict"]
-    if not isinstance(content, Mapping) or not content or not all(
-            isinstance(k, str) and hasattr(v, "numpy") for k, v in content.items()):
-        raise InputError(f"{path} holds no dict of named tensors (a network's state_dict)")
-    return {name.removeprefix("module."): tensor.detach().numpy()
-            for name, tensor in content.items()}
+    return _read_torch(path)
 
 
 def files(path: str | os.PathLike) -> list[str]:
@@ -83,26 +90,210 @@ def files(path: str | os.PathLike) -> list[str]:
     return [path] if prefix is None else [f"{prefix}.index", *_open_bundle(prefix)[1]]
 
 
-def _read_torch(path: str) -> Any:
+class _Damaged(Exception):
+    """What is wrong with a file, in words."""
+
+
+# ---- PyTorch files ----
+
+_Fetch = Callable[[str, str], np.ndarray]  # (key, dtype) -> the elements of a storage
+_BIG_ENDIAN = "its tensors are stored big-endian, which is not supported"
+_FIRST, _VERSION = 0x1950a86a20f9469cfc6c, 1001  # what a file without an archive begins with
+_STORAGES = {f"{name}Storage": dtype for name, dtype in {
+    "Double": "<f8", "Float": "<f4", "Half": "<f2", "BFloat16": "bfloat16", "Long": "<i8",
+    "Int": "<i4", "Short": "<i2", "Char": "i1", "Byte": "u1", "Bool": "?",
+    "ComplexFloat": "<c8", "ComplexDouble": "<c16"}.items()}
+_WIDE = {"bfloat16": "<u2"}  # how numpy holds what it does not know
+
+
+# A pickle can also write attributes, of what it made and of the classes that it was given. Where
+# there is a __setstate__ it calls that instead, and on a class the call fails.
+
+
+class _Inert:
+    """Stands for what a file names and this reader does not know, and for what it makes of it."""
+
+    __slots__ = ()
+
+    def __new__(cls, *args: Any, **kwargs: Any) -> _Inert:
+        return super().__new__(cls)
+
+    def __call__(self, *args: Any) -> _Inert:
+        return self
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+    append = extend = add = __setstate__
+
+
+class _Dict(dict):
+    __slots__ = ()
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _Storage(NamedTuple):
+    """Content that tensors share; a view of it has its own `first` and `size`."""
+
+    dtype: str
+    key: str
+    first: int
+    size: int
+
+
+class _Tensor:
+    """A tensor as a file describes it: its elements' places, in elements."""
+
+    __slots__ = ("storage", "offset", "shape", "strides")
+
+    def __new__(cls, storage: Any, offset: Any, shape: Any, strides: Any, *rest: Any) -> _Tensor:
+        made = super().__new__(cls)
+        made.storage, made.offset, made.shape, made.strides = storage, offset, shape, strides
+        return made
+
+    def __setstate__(self, state: Any) -> None:
+        pass
+
+
+class _Parameter:
+    __slots__ = ()
+
+    def __new__(cls, data: Any, *rest: Any) -> Any:
+        return data
+
+    __setstate__ = _Inert.__setstate__
+
+
+_STAND_INS = {
+    ("collections", "OrderedDict"): _Dict,
+    ("torch._utils", "_rebuild_tensor"): _Tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _Tensor,
+    ("torch._utils", "_rebuild_parameter"): _Parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _Parameter,
+    **{(module, name): dtype for module in ("torch", "torch.cuda")
+       for name, dtype in _STORAGES.items()},
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    """Knows stand-ins only, and so has nothing to run."""
+
+    def __init__(self, file: BinaryIO):
+        super().__init__(file, encoding="utf-8", errors="replace")  # strings of Python 2
+        self.dtypes: dict[str, str] = {}  # of every storage that is met
+
+    def find_class(self, module: str, name: str) -> Any:
+        return _STAND_INS.get((module, name), _Inert)
+
+    def persistent_load(self, pid: Any) -> Any:
+        if pid[0] != "storage":
+            return _Inert()
+        _, dtype, key, _, size, *view = pid
+        first = 0
+        if view and view[0] is not None:
+            _, first, size = view[0]
+        self.dtypes[key] = dtype
+        return _Storage(dtype, key, first, size)
+
+
+def _read_torch(path: str) -> dict[str, np.ndarray]:
     try:
-        import torch
-    except ImportError as error:
-        raise InputError(f"reading the PyTorch file {path} needs PyTorch: "
-                         "pip install torch (lljax's extra [torch])") from error
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        file = open(path, "rb")
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-    except Exception as error:  # its reader interprets bytes: damage may raise any exception
-        raise InputError(f"{path} is refused: not a PyTorch checkpoint of plain tensors, or "
-                         "damaged (code and other objects in a file are never run)") from error
+    with file:
+        try:
+            zipped = file.read(4) == b"PK\3\4"
+            file.seek(0)
+            content, fetch = (_open_archive if zipped else _open_stream)(file)
+            fetch = functools.cache(fetch)  # tensors may share
+            return {name.removeprefix("module."): _torch_array(name, tensor, fetch)
+                    for name, tensor in _network(content).items()}
+        except Exception as error:  # a reader of bytes: damage may raise any exception
+            detail = error if isinstance(error, _Damaged) else (
+                "not a PyTorch checkpoint, or damaged")
+            raise InputError(f"{path} is refused: {detail} (code and other objects in a file are "
+                             "never run)") from error
+
+
+def _network(content: Any) -> dict[str, _Tensor]:
+    parts = [content.get(name) for name in _NETWORKS] if isinstance(content, dict) else []
+    for part in (content, *parts):
+        if isinstance(part, dict) and part and all(
+                isinstance(k, str) and isinstance(v, _Tensor) for k, v in part.items()):
+            return part
+    raise _Damaged("it holds no dict of named tensors (a network's state_dict), neither itself "
+                   f"nor as {' or '.join(_NETWORKS)}")
+
+
+def _torch_array(name: str, tensor: _Tensor, fetch: _Fetch) -> np.ndarray:
+    storage, shape, strides = tensor.storage, tensor.shape, tensor.strides
+    if not isinstance(storage, _Storage) or storage.dtype not in _STORAGES.values():
+        raise _Damaged(f"{name!r} is a kind of tensor that is not supported; save it as float32")
+    data = fetch(storage.key, storage.dtype)[storage.first:storage.first + storage.size]
+    count = math.prod(shape)
+    last = tensor.offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+    if (min(storage.first, tensor.offset, *shape, *strides) < 0 or count > len(data)
+            or count and last >= len(data)):
+        raise _Damaged(f"{name!r} is not inside the file's content")
+    array = np.lib.stride_tricks.as_strided(
+        data[tensor.offset:], shape, [step * data.itemsize for step in strides], writeable=False)
+    if storage.dtype == "bfloat16":  # the upper half of a float32
+        return (array.astype("<u4") << 16).view("<f4")
+    return array
+
+
+def _open_archive(file: BinaryIO) -> tuple[Any, _Fetch]:
+    """(the pickled object, what reads a storage) of a zip archive."""
+    archive = zipfile.ZipFile(file)
+    # PyTorch does not compress: nothing here grows beyond the size of the file.
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+        raise _Damaged("a compressed archive, not a PyTorch checkpoint")
+    names = archive.namelist()
+    folder = next((name.removesuffix("data.pkl") for name in names
+                   if name.endswith("/data.pkl") and name.count("/") == 1), None)
+    if folder is None:
+        raise _Damaged("an archive without data.pkl, not a PyTorch checkpoint")
+    if f"{folder}byteorder" in names and archive.read(f"{folder}byteorder") != b"little":
+        raise _Damaged(_BIG_ENDIAN)
+    with archive.open(f"{folder}data.pkl") as pickled:
+        content = _Unpickler(pickled).load()
+    return content, lambda key, dtype: np.frombuffer(archive.read(f"{folder}data/{key}"),
+                                                     _WIDE.get(dtype, dtype))
+
+
+def _open_stream(file: BinaryIO) -> tuple[Any, _Fetch]:
+    """(the pickled object, what reads a storage) of a file from before PyTorch 1.6."""
+    if _Unpickler(file).load() != _FIRST or _Unpickler(file).load() != _VERSION:
+        raise _Damaged("it does not begin as PyTorch's files do")
+    if not _Unpickler(file).load()["little_endian"]:
+        raise _Damaged(_BIG_ENDIAN)
+    unpickler = _Unpickler(file)
+    content, keys = unpickler.load(), _Unpickler(file).load()
+    places, at, end = {}, file.tell(), os.fstat(file.fileno()).st_size
+    for key in keys:  # a count of elements, and they
+        file.seek(at)
+        (size,) = struct.unpack("<Q", file.read(8))
+        dtype = np.dtype(_WIDE.get(unpickler.dtypes[key], unpickler.dtypes[key]))
+        places[key] = at + 8, size * dtype.itemsize
+        at = sum(places[key])
+        if at > end:
+            raise _Damaged(f"it has {end:,} bytes and needs {at:,} or more; it is incomplete")
+
+    def fetch(key, dtype):
+        start, length = places[key]
+        file.seek(start)
+        return np.frombuffer(file.read(length), _WIDE.get(dtype, dtype))
+
+    return content, fetch
 
 
 # ---- TensorFlow bundles ----
-
-
-class _Damaged(Exception):
-    """What is wrong with a bundle's file, in words."""
 
 
 def _prefix(path: str) -> str | None:

@@ -258,6 +258,18 @@ def test_drawn_in_tiles_equals_drawn_whole():
         assert sorted(drawings) == enhancer.drawn()
 
 
+def test_a_strip_is_kept_whole():
+    """What is drawn of several maps is wider than the picture; in tiles or not."""
+    enhancer = local(4)
+    enhancer.method.draw = lambda maps: {"strip": np.concatenate([maps["small"]] * 3, 1)}
+    low = picture(33, 50)
+    small = enhancer.explain(low)["small"]
+    drawn = enhancer.draw(low)[1]["strip"]
+    assert drawn.shape == (9, 39, 3)
+    np.testing.assert_array_equal(
+        drawn, images.to_uint(np.concatenate([small] * 3, 1), np.uint8))
+
+
 def test_explain_takes_one_picture():
     with pytest.raises(InputError, match="one picture"):
         local().explain(np.zeros((2, 4, 4, 3), np.uint8))

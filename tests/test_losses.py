@@ -252,6 +252,104 @@ def test_structure_smoothness_gradient_flows_through_the_reflectance(form):
     assert (np.asarray(gradient) != 0).mean() > 0.9
 
 
+NORMS = losses.NORMS
+
+
+@pytest.mark.parametrize("norm, expected", [
+    ("l1", 1.1 / 6), ("mse", 0.61 / 6), ("l2", np.sqrt(0.61 / 6))])
+def test_content_by_hand(norm, expected):
+    decoded, image = np.zeros((2, 1, 2, 3), np.float32), np.zeros((2, 1, 2, 3), np.float32)
+    decoded[1, 0, 0], image[1, 0, 1] = [0.5, 0.0, 0.0], [0.0, 0.0, 0.6]
+    np.testing.assert_allclose(losses.content(decoded, image, norm), [0, expected], rtol=1e-6)
+
+
+@pytest.mark.parametrize("norm, power, root", [("l1", 1, 1), ("mse", 2, 1), ("l2", 2, 2)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_latent_smoothness_by_its_definition(channels, norm, power, root):
+    light, reflectance = pictures(3, (2, 5, 4, channels)), pictures(4, (2, 5, 4, 3))
+    lights = np.broadcast_to(light, reflectance.shape).astype(np.float64)
+    expected = []
+    for l, r in zip(lights, reflectance.astype(np.float64), strict=True):
+        means = [np.mean([(abs(l[i + di, j + dj, c] - l[i, j, c])
+                           * np.exp(-7.0 * abs(r[i + di, j + dj, c] - r[i, j, c]))) ** power
+                          for i in range(5 - di) for j in range(4 - dj) for c in range(3)])
+                 for di, dj in ((1, 0), (0, 1))]
+        expected.append(sum(means) ** (1 / root))
+    np.testing.assert_allclose(losses.latent_smoothness(light, reflectance, 7.0, norm), expected,
+                               rtol=1e-5)
+
+
+def test_latent_smoothness_by_hand():
+    light = np.float32([[0.1, 0.4], [0.1, 0.4]])[None, ..., None]
+    reflectance = np.zeros((1, 2, 2, 3), np.float32)
+    np.testing.assert_allclose(losses.latent_smoothness(light, reflectance, norm="l1"), [0.3],
+                               rtol=1e-6)
+    reflectance[0, :, 1, 0] = [0.2, -0.2]  # a fall excuses as a rise does
+    one = 0.3 * np.exp(-10 * 0.2)
+    np.testing.assert_allclose(losses.latent_smoothness(light, reflectance, norm="l1"),
+                               [(one + 0.3 + 0.3) / 3], rtol=1e-6)
+
+
+def test_noise_error_by_hand():
+    noise = np.zeros((2, 1, 2, 3), np.float32)
+    predicted = noise.copy()
+    predicted[1, 0, 1] = [1.0, -2.0, 0.0]
+    np.testing.assert_allclose(losses.noise_error(predicted, noise), [0, 5 / 6], rtol=1e-6)
+    np.testing.assert_allclose(losses.consistency(predicted, noise), [0, 3 / 6], rtol=1e-6)
+
+
+@pytest.mark.parametrize("file", ["lightendiffusion_stage2", "lightendiffusion_stage2_scaled"])
+def test_diffusion_terms_of_the_official_program(file, shared):
+    with np.load(shared / "reference" / f"{file}.npz") as recorded:
+        found = losses.noise_error(recorded["noise_output"], recorded["noise_e"]).mean()
+        np.testing.assert_allclose(found, recorded["loss__noise"], rtol=1e-5)
+        found = losses.consistency(recorded["pred_fea"], recorded["reference_fea"]).mean()
+        np.testing.assert_allclose(1e-3 * found, recorded["loss__scc"], rtol=1e-5)
+
+
+LATENT = {
+    **{f"content {n}": lambda a, b, n=n: losses.content(a, b, n) for n in NORMS},
+    **{f"latent_smoothness {n}": lambda a, b, n=n: losses.latent_smoothness(a, b, norm=n)
+       for n in NORMS},
+    "noise_error": losses.noise_error,
+    "consistency": losses.consistency,
+    "reconstruction": lambda a, b: losses.reconstruction(a, b, b),
+}
+
+
+@pytest.mark.parametrize("name", LATENT)
+@pytest.mark.parametrize("level", [0.0, 1e-20, 0.6, 1.0])
+def test_latent_terms_are_finite_at_the_edges(level, name):
+    same = jnp.full((2, 4, 5, 3), level)
+    for other in (same, jnp.zeros_like(same), jnp.asarray(pictures(1, (2, 4, 5, 3)))):
+        values, gradients = jax.jit(jax.value_and_grad(
+            lambda *a: LATENT[name](*a).sum(), (0, 1)))(same, other)
+        assert np.isfinite(values)
+        for gradient in gradients:
+            assert np.isfinite(gradient).all()
+
+
+@pytest.mark.parametrize("name", LATENT)
+def test_latent_terms_are_zero_at_the_stated_minimum_and_one_an_image(name):
+    a, b = pictures(2, (2, 4, 5, 3)), pictures(3, (2, 4, 5, 3))
+    best = np.ones_like(a) if name.startswith(("latent", "recon")) else b
+    np.testing.assert_array_equal(LATENT[name](best, b), [0, 0])
+    assert (LATENT[name](a, b) > 1e-3).all()
+    alone = [LATENT[name](a[i:i + 1], b[i:i + 1])[0] for i in range(2)]
+    np.testing.assert_allclose(LATENT[name](a, b), alone, rtol=1e-5)
+    gradient = jax.grad(lambda a: LATENT[name](a, b).sum())(best)
+    if name != "reconstruction":  # |R I - S| has a corner
+        np.testing.assert_array_equal(gradient, 0)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_latent_smoothness_gradient_flows_through_the_reflectance(norm):
+    light, reflectance = pictures(1, (1, 9, 8, 3)), pictures(2, (1, 9, 8, 3))
+    gradient = jax.grad(
+        lambda r: losses.latent_smoothness(light, r, norm=norm).sum())(reflectance)
+    assert (np.asarray(gradient) != 0).mean() > 0.9
+
+
 FORMS = losses.FORMS
 GREY = np.float32(0.6)
 TERMS = {
@@ -338,6 +436,14 @@ def test_one_value_an_image(name):
     (lambda: losses.structure_smoothness(pictures()[:, :9, :, :1], pictures()), ["9, 37, 1"]),
     (lambda: losses.structure_smoothness(pictures()[..., :1], pictures(), form="prot"),
      ["prot", "port"]),
+    (lambda: losses.content(pictures(), pictures()[:, :9]), ["content", "33, 37", "9, 37"]),
+    (lambda: losses.content(pictures(), pictures(), "L2"), ["L2", "l2"]),
+    (lambda: losses.latent_smoothness(pictures()[..., :2], pictures()), ["33, 37, 2"]),
+    (lambda: losses.latent_smoothness(pictures()[:, :9], pictures()), ["9, 37", "33, 37"]),
+    (lambda: losses.latent_smoothness(*[pictures()[:, :1]] * 2), ["(2, 1, 37, 3)", "2 px"]),
+    (lambda: losses.latent_smoothness(pictures(), pictures(), norm="l3"), ["l3", "l1, l2"]),
+    (lambda: losses.noise_error(pictures(), pictures()[:1]), ["noise_error", "(1, 33", "(2, 33"]),
+    (lambda: losses.consistency(pictures()[0], pictures()[0]), ["(33, 37, 3)"]),
 ])
 def test_errors_name_the_shapes(call, words):
     with pytest.raises(ValueError) as error:

@@ -29,12 +29,21 @@ COUNTS = {
                            "local_disc": 6_959_553},
     ("enlightengan", "no_local,no_attention"): {"generator": 8_636_675 - 9 * 32,
                                                 "global_disc": 11_154_369},
+    ("lightendiffusion", ""): {"autoencoder": 7_069_322, "denoiser": 20_763_651},
+    ("lightendiffusion", "autoencoder_only"): {"autoencoder": 7_069_322},
+    ("lightendiffusion", "image_space"): {"autoencoder": 505_796, "denoiser": 20_763_651},
 }
+
+# what is set, but where parameters are counted: compiling a deep network's step takes a minute
+SMALL = {"lightendiffusion": {
+    "model.width": 8, "model.heads": 2, "model.levels": 1, "model.unet_width": 8,
+    "model.unet_mult": (1,), "model.unet_blocks": 1, "model.unet_attention": (),
+    "sample.steps": 2, "loss.consistency.steps": 2}}
 
 # those that differ in what is computed: the others are their parts
 VARIANTS = [("zerodce", ""), ("retinexnet", "paper"), ("retinexnet", "notes_transposed"),
             ("retinexnet", "torch_port,replicate,released"), ("retinexnet", "joint"),
-            ("retinexnet", "decom_only"), ("enlightengan", "")]
+            ("retinexnet", "decom_only"), ("enlightengan", ""), ("lightendiffusion", "")]
 
 # for every knob of `model` and `loss` but enabled and weight, a value unlike the default
 OTHER = {
@@ -57,11 +66,23 @@ OTHER = {
         "model.align_corners": False, "model.disc_width": 32, "model.global_depth": 4,
         "model.local_depth": 3,
     },
+    "lightendiffusion": {
+        "model.width": 16, "model.levels": 2, "model.content_transfer": False,
+        "model.diffusion": False, "model.unet_width": 16, "model.unet_mult": (1, 2),
+        "model.unet_blocks": 2, "model.unet_attention": (0,),
+        "loss.content.norm": "l1", "loss.reconstruction.cross": 0.5, "loss.smoothness.edge": 1.0,
+        "loss.smoothness.norm": "mse", "loss.consistency.gamma": 0.5, "loss.consistency.steps": 3,
+    },
 }
 # those that need a file, or that change no number: tested where the method is
 ELSEWHERE = {"zerodce": {"loss.perceptual.vgg16", "loss.perceptual.layer",
                          "loss.perceptual.normalize"},
-             "enlightengan": {"model.remat"}}
+             "enlightengan": {"model.remat"},
+             "lightendiffusion": {"model.heads", "loss.consistency.remat"}}
+# those that take a preset
+PRESET = {"model.adjust": "decom_only", "model.diffusion": "autoencoder_only"}
+# those whose networks take no other sides than multiples of `multiple`
+PADDED = {"lightendiffusion"}
 # parameters whose gradient is 0: scores of this discriminator enter as differences only
 UNMOVED = {("enlightengan", "global_disc", "['conv6']['bias']")}
 # the only term of a network: to disable it takes a preset
@@ -69,12 +90,13 @@ ONLY = {"disc_global", "disc_local"}
 
 
 @functools.cache
-def build(name, presets="", knob=None, value=None):
+def build(name, presets="", knob=None, value=None, small=True):
     config = configs.default(name, presets)
+    changes = SMALL.get(name, {}) if small else {}
     with config.unlocked():
-        if knob:
-            *folders, leaf = knob.split(".")
-            functools.reduce(lambda node, key: node[key], folders, config)[leaf] = value
+        for path, new in {**changes, **({knob: value} if knob else {})}.items():
+            *folders, leaf = path.split(".")
+            functools.reduce(lambda node, key: node[key], folders, config)[leaf] = new
     return method.load(config)
 
 
@@ -85,7 +107,8 @@ def noise(*shape, seed=0):
 def batch():
     count = jax.local_device_count()
     return {"low": 0.3 * noise(count, SIZE, SIZE, 3), "high": noise(count, SIZE, SIZE, 3, seed=1),
-            "mask": jnp.ones(count), "key": jax.random.split(KEY, count)}
+            "mask": jnp.ones(count), "key": jax.random.split(KEY, count),
+            "index": jnp.arange(count)}
 
 
 @functools.cache
@@ -116,7 +139,7 @@ def test_all_methods_are_here():
 
 @pytest.mark.parametrize("case", COUNTS, ids="-".join)
 def test_parameter_counts(case):
-    nets = jax.eval_shape(build(*case).init, KEY, batch())
+    nets = jax.eval_shape(build(*case, small=False).init, KEY, batch())
     assert {name: sum(x.size for x in jax.tree.leaves(net["params"]))
             for name, net in nets.items()} == COUNTS[case]
 
@@ -125,6 +148,8 @@ def test_parameter_counts(case):
 @pytest.mark.parametrize("shape", [(1, 1, 1, 3), (2, 45, 61, 3)], ids=str)
 def test_any_picture_size(case, shape):
     model = build(*case)
+    step = model.multiple if case[0] in PADDED else 1
+    shape = (shape[0], *(-(-side // step) * step for side in shape[1:3]), 3)
     enhanced = jax.jit(model.enhance)(initial(model), noise(*shape), KEY)
     assert enhanced.shape == shape and np.isfinite(enhanced).all()
 
@@ -188,8 +213,8 @@ def test_every_knob_is_tested_below(name):
 @pytest.mark.parametrize("name, knob", [(name, knob) for name in OTHER for knob in OTHER[name]])
 def test_each_knob_changes_something(name, knob):
     one = build(name)
-    if knob == "model.adjust":
-        other = build(name, "decom_only")
+    if knob in PRESET:
+        other = build(name, PRESET[knob])
     else:
         other = build(name, "", knob, OTHER[name][knob])
     shapes = [jax.eval_shape(model.init, KEY, batch()) for model in (one, other)]

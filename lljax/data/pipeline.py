@@ -136,7 +136,8 @@ def resize(picture: np.ndarray, side: int) -> np.ndarray:
 
 
 def on_device(batch: dict[str, jax.Array], seed: int, step: jax.Array) -> dict[str, jax.Array]:
-    """What a training step sees: pictures as float32 in [0, 1] and one PRNG key an image.
+    """What a training step sees: pictures as float32 in [0, 1], one PRNG key an image, and every
+    image's place in the global batch.
 
     Args:
       batch: as yielded by `Data.batches`, this device's share; traced.
@@ -144,7 +145,7 @@ def on_device(batch: dict[str, jax.Array], seed: int, step: jax.Array) -> dict[s
       step: int32, over all phases.
     """
     base = jax.random.fold_in(jax.random.key(seed), step)
-    result = {"mask": batch["mask"],
+    result = {"mask": batch["mask"], "index": batch["index"],
               "key": jax.vmap(lambda index: jax.random.fold_in(base, index))(batch["index"])}
     for role in ("low", "high"):
         if role in batch:

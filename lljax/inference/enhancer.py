@@ -11,6 +11,7 @@ padded to their `multiple`.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import threading
 import time
@@ -64,6 +65,15 @@ class _Tile(NamedTuple):
     rows: _Span
     columns: _Span
 
+    @classmethod
+    def of(cls, pixels: np.ndarray) -> _Tile:
+        """The whole of [H, W, C]."""
+        return cls(*(_Span(0, side, 0, side) for side in pixels.shape[:2]))
+
+    def whole(self, pixels: np.ndarray) -> bool:
+        """Whether it is all of [H, W, C]."""
+        return self == _Tile.of(pixels)
+
 
 class Enhancer:
     """A method and its networks, ready for pictures.
@@ -87,9 +97,11 @@ class Enhancer:
         self._nets = jax.device_put(nets)
         self._key = jax.random.key(seed)
         # One program gives the picture and the maps, because a second one would round a few
-        # pixels otherwise; maps that nobody asks for cost no measurable time.
-        self._network = jax.jit(method.explain)
-        self._compiled: dict[tuple[int, int], Any] = {}
+        # pixels otherwise; maps that nobody asks for cost no measurable time. The method's costly
+        # ones have a program of their own. What a program does not return, XLA takes out.
+        self._networks = {costly: jax.jit(functools.partial(self._maps, costly))
+                          for costly in (False, True)}
+        self._compiled: dict[tuple[int, int, bool], Any] = {}
         self._lock = threading.Lock()
         self.compile_seconds = 0.0
         cpu = jax.default_backend() == "cpu"
@@ -149,8 +161,8 @@ class Enhancer:
 
         Returns:
           The method's maps and `enhanced`, raw and unclipped float32 [H, W, C]; `finish` makes
-          the latter what a call gives. Maps of a smaller copy are as much smaller; what has no
-          height and width is returned as it is.
+          the latter what a call gives. Maps of a smaller copy are as much smaller; several of one
+          kind are [n, H, W, C]; what has no height and width is returned as it is.
 
         Raises:
           InputError: as for a call, or for a batch.
@@ -203,6 +215,9 @@ class Enhancer:
         padded = self._pad(pixels)
         result: dict[str, np.ndarray] = {}
         for tile, found in self._pieces(padded, *names):
+            if tile.whole(padded):  # before drawing, which may put several maps side by side
+                return convert({name: _cropped(value, _scale(tile, value), height, width)
+                                for name, value in found.items()})
             for name, value in convert(found).items():
                 scale = _scale(tile, value)
                 if scale is None:
@@ -210,15 +225,18 @@ class Enhancer:
                     continue
                 if name not in result:
                     size = (padded.shape[0] // scale, padded.shape[1] // scale)
-                    result[name] = np.empty(size + value.shape[2:], value.dtype)
-                result[name][tile.rows.kept(scale), tile.columns.kept(scale)] = (
-                    value[tile.rows.inner(scale), tile.columns.inner(scale)])
-        for name, value in result.items():
-            scale = value.ndim == 3 and padded.shape[0] // value.shape[0]
-            if scale:
-                result[name] = np.ascontiguousarray(
-                    images.crop(value, -(-height // scale), -(-width // scale)))
-        return result
+                    result[name] = np.empty(
+                        value.shape[:-3] + size + value.shape[-1:], value.dtype)
+                result[name][..., tile.rows.kept(scale), tile.columns.kept(scale), :] = (
+                    value[..., tile.rows.inner(scale), tile.columns.inner(scale), :])
+        scales = {name: _scale(_Tile.of(padded), value) for name, value in result.items()}
+        return {name: _cropped(value, scales[name], height, width)
+                for name, value in result.items()}
+
+    def _maps(self, costly: bool, nets: dict[str, Any], low: Any, key: Any) -> dict[str, Any]:
+        """Those maps of `explain`, and the picture, that are costly or are not."""
+        return {name: value for name, value in self.method.explain(nets, low, key).items()
+                if (name in self.method.costly) == costly}
 
     def _pad(self, pixels: np.ndarray) -> np.ndarray:
         """Extends the sides to the method's multiple."""
@@ -231,12 +249,16 @@ class Enhancer:
         """Runs the network over the tiles of [H, W, 3]; yields them with the maps [h, w, C] of
         these names, or with all."""
         rows, columns = (self._cover(length) for length in pixels.shape[:2])
-        program = self._program(rows[0].side, columns[0].side)
+        wanted = {name in self.method.costly for name in names} or {
+            False, bool(self.method.costly)}
+        programs = [self._program(rows[0].side, columns[0].side, costly)
+                    for costly in sorted(wanted)]
 
         def run(tile):
             low = pixels[tile.rows.seen(), tile.columns.seen()]
             low = images.to_float(low) if low.dtype.kind == "u" else low.astype(np.float32)
-            found = program(self._nets, low[None], self._key)
+            found = {name: value for program in programs
+                     for name, value in program(self._nets, low[None], self._key).items()}
             return {name: np.asarray(found[name])[0] for name in names or found}
 
         tiles = [_Tile(row, column) for row in rows for column in columns]
@@ -265,16 +287,17 @@ class Enhancer:
             spans.append(_Span(start, side, first, last))
         return spans
 
-    def _program(self, height: int, width: int) -> Any:
-        """The compiled network for tiles of a size."""
+    def _program(self, height: int, width: int, costly: bool) -> Any:
+        """The compiled network for tiles of a size: its costly maps, or all else."""
         with self._lock:
-            size = (height, width)
-            if size not in self._compiled:
+            which = (height, width, costly)
+            if which not in self._compiled:
                 start = time.perf_counter()
                 low = jax.ShapeDtypeStruct((1, height, width, 3), np.float32)
-                self._compiled[size] = self._network.lower(self._nets, low, self._key).compile()
+                self._compiled[which] = self._networks[costly].lower(
+                    self._nets, low, self._key).compile()
                 self.compile_seconds += time.perf_counter() - start
-            return self._compiled[size]
+            return self._compiled[which]
 
 
 def finish(enhanced: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -370,11 +393,19 @@ def _checked(image: Any) -> np.ndarray:
 
 
 def _scale(tile: _Tile, value: np.ndarray) -> int | None:
-    """How many times smaller than its tile a map is; None for what is no map of the picture."""
-    if value.ndim != 3 or tile.rows.side % value.shape[0]:
+    """How many times smaller than its tile a map [..., h, w, C] is; None for what is no map of
+    the picture."""
+    if value.ndim < 3 or tile.rows.side % value.shape[-3]:
         return None
-    scale = tile.rows.side // value.shape[0]
-    return scale if value.shape[1] * scale == tile.columns.side else None
+    scale = tile.rows.side // value.shape[-3]
+    return scale if value.shape[-2] * scale == tile.columns.side else None
+
+
+def _cropped(value: np.ndarray, scale: int | None, height: int, width: int) -> np.ndarray:
+    """A map `scale` times smaller than its padded picture, cut to the picture [height, width]."""
+    if scale is None:
+        return value
+    return np.ascontiguousarray(images.crop(value, -(-height // scale), -(-width // scale)))
 
 
 def _up(length: int, multiple: int) -> int:
