@@ -3,7 +3,6 @@
 import hashlib
 import os
 import pickle
-import sys
 
 import jax
 import jax.numpy as jnp
