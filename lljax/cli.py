@@ -83,6 +83,8 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         "training, or .safetensors file; default: the first of `lljax models`")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the "
         "model's config, e.g. denoise.name=nlm; may be repeated")
+    add("--seed", type=int, default=0, metavar="N", help="of what a method draws, e.g. the noise "
+        "that diffusion starts from; the same seed gives the same picture (default: 0)")
     add("--save-maps", action="store_true", help="beside each result write what the method made "
         "it of (curves, reflectance, illumination, ...) as PNG pictures, NAME_MAP.png")
     add("--overwrite", action="store_true", help="replace existing outputs")
@@ -160,7 +162,7 @@ def _enhance(options: argparse.Namespace) -> int:
     from lljax import parallel
     parallel.keep_programs()
     from lljax.inference import enhancer as enhancer_lib
-    enhancer = enhancer_lib.load(model, settings=options.set)
+    enhancer = enhancer_lib.load(model, options.seed, options.set)
     _make_folders(target for _, target in jobs)
     if options.save_maps:
         names = enhancer.drawn()

@@ -7,9 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
+from lljax import cli, convert, diffusion, method, parallel, weights
 from lljax import config as configs
-from lljax import convert, diffusion, method, parallel, weights
 from lljax.errors import InputError
 from lljax.inference.enhancer import Enhancer
 from lljax.training import start
@@ -315,6 +316,22 @@ def test_seeds_and_zero_noise():
     np.testing.assert_array_equal(zero[0]["enhanced"], zero[1]["enhanced"])
     assert one["latent"].shape == (3, 5, 3) and one["trajectory"].shape == (2, 3, 5, 3)
     np.testing.assert_array_equal(one["trajectory"][-1].clip(0, 1), one["latent"])
+
+
+def test_the_command_takes_a_seed(tmp_path):
+    model = str(tmp_path / "model.safetensors")
+    weights.save(model, build().config, enhancer()._nets, {"licence": "none"})
+    Image.fromarray((255 * picture(8, 8)).astype(np.uint8)).save(tmp_path / "low.png")
+
+    def enhanced(name, *flags):
+        out = str(tmp_path / name)
+        assert cli.main(["lljax", "enhance", str(tmp_path / "low.png"), "-o", out, "--model", model,
+                         "--quiet", *flags]) == 0
+        return np.asarray(Image.open(out))
+
+    one = enhanced("a.png", "--seed", "1")
+    np.testing.assert_array_equal(enhanced("b.png", "--seed", "1"), one)
+    assert not np.array_equal(enhanced("c.png"), one)
 
 
 def test_steps_and_fresh_noise():
