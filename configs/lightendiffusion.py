@@ -115,7 +115,14 @@ def get_config(presets: str = "") -> ConfigDict:
     # norm: l1 | l2 (root of the mean square) | mse; the paper does not say whether it means sums
     # or means, and no program of stage 1 is published.
     config.loss = ConfigDict(dict(
-        content=dict(enabled=True, weight=1.0, norm="l2"),  # a decoded latent is its picture
+        content=dict(  # a decoded latent is its picture
+            enabled=True,
+            weight=1.0,
+            norm="l2",
+            # factor of the same with the features of the other exposure; without it (the paper,
+            # 0.0) the decoder may live on the features alone and the latent mean nothing
+            cross=0.0,
+        ),
         reconstruction=dict(  # R L is the latent
             enabled=True,
             weight=1.0,

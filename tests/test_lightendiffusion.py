@@ -147,9 +147,10 @@ def test_without_a_denoiser_a_picture_is_encoded_and_decoded():
 # ---- stage 1 ----
 
 
-def test_reconstruction_has_cross_terms():
-    """Against the four terms written out."""
-    model = build(loss__reconstruction__cross=0.5)
+def test_reconstruction_and_content_have_cross_terms():
+    """Against the four terms of each written out."""
+    model = build(loss__reconstruction__cross=0.5, loss__content__cross=0.25,
+                  loss__content__norm="l1")
     nets, data = initial(model), batch(2)
     found = jax.jit(model.autoencoder_terms)(nets, data)
 
@@ -162,6 +163,15 @@ def test_reconstruction_has_cross_terms():
     expected = sum((1.0 if i == j else 0.5) * jnp.abs(r[i] * l[j] - f[j]).mean((1, 2, 3))
                    for i in f for j in f)
     np.testing.assert_allclose(found["reconstruction"], expected, rtol=1e-5)
+
+    def error(latent_of, features_of):
+        latent, skips = model.encode(nets, data[latent_of])[0], model.encode(
+            nets, data[features_of])[1]
+        return jnp.abs(model.autoencoder.apply(nets["autoencoder"], latent, skips, method="decode")
+                       - data[latent_of]).mean((1, 2, 3))
+
+    expected = sum((1.0 if i == j else 0.25) * error(i, j) for i in f for j in f)
+    np.testing.assert_allclose(found["content"], expected, rtol=1e-5)
     np.testing.assert_allclose(found["reflectance"],
                                jnp.abs(r["low"] - r["high"]).mean((1, 2, 3)), atol=1e-7)
     assert all(term.shape == (2,) for term in found.values())

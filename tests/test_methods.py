@@ -70,8 +70,9 @@ OTHER = {
         "model.width": 16, "model.levels": 2, "model.content_transfer": False,
         "model.diffusion": False, "model.unet_width": 16, "model.unet_mult": (1, 2),
         "model.unet_blocks": 2, "model.unet_attention": (0,),
-        "loss.content.norm": "l1", "loss.reconstruction.cross": 0.5, "loss.smoothness.edge": 1.0,
-        "loss.smoothness.norm": "mse", "loss.consistency.gamma": 0.5, "loss.consistency.steps": 3,
+        "loss.content.norm": "l1", "loss.content.cross": 1.0, "loss.reconstruction.cross": 0.5,
+        "loss.smoothness.edge": 1.0, "loss.smoothness.norm": "mse",
+        "loss.consistency.gamma": 0.5, "loss.consistency.steps": 3,
     },
 }
 # those that need a file, or that change no number: tested where the method is

@@ -8,6 +8,8 @@ github.com/JianghaiSCU/LightenDiffusion, which lacks stage 1's training.
 |-------------------|---------------------|---------------------------|--------------------------|
 | stage 1 losses    | four terms, sketchy | none (weights only)       | paper (`loss`, `norm`)   |
 | stage 1 data      | two low exposures   | -                         | pairs                    |
+| content           | of a picture's own  | -                         | and of the other         |
+|                   | latent              |                           | exposure's (`cross`)     |
 | cross-attention   | content transfer    | of channels, row by row   | code                     |
 | R = z / max z     | not stated          | no bound on max z         | max z is 1e-4 or more    |
 | time steps        | uniform             | t and 999 - t in one draw | code, over all devices   |
@@ -462,11 +464,18 @@ class Method(base.Method):
         images = jnp.concatenate([batch["low"], batch["high"]])
         latents, skips = self.encode(nets, images)
         r, light = self.autoencoder.apply(net, latents, method="decompose")
-        swapped = jnp.roll(light, len(batch["low"]), 0)  # of the other picture
-        other = jnp.roll(latents, len(batch["low"]), 0)
+        other_image, other, swapped = (  # those of the other exposure
+            jnp.roll(x, len(batch["low"]), 0) for x in (images, latents, light))
+
+        def content(c):
+            def error(latent, image):
+                decoded = self.autoencoder.apply(net, latent, skips, method="decode")
+                return losses.content(decoded, image, c.norm)
+            own = error(latents, images)
+            return own + c.cross * error(other, other_image) if c.cross else own
+
         every = {
-            "content": lambda c: losses.content(
-                self.autoencoder.apply(net, latents, skips, method="decode"), images, c.norm),
+            "content": content,
             "reconstruction": lambda c: losses.reconstruction(r, light, latents)
             + c.cross * losses.reconstruction(r, swapped, other),
             "reflectance": lambda c: losses.reflectance_consistency(*jnp.split(r, 2)),
