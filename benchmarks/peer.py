@@ -10,8 +10,9 @@ from common import noise, picture
 def load(module, params):
     """Copies lljax's parameters into a module with the same names of layers.
 
-    A `kernel` [..., C, O] becomes a `weight` [O, C, ...], a `scale` one as it is; a `bias` stays.
-    For other layers add what they need.
+    A `kernel` [..., C, O] becomes a `weight` [O, C, ...], of a transposed convolution [C, O, ...]
+    and turned by 180 degrees; a `scale` one as it is; a `bias` stays. For other layers add what
+    they need.
     """
     with torch.no_grad():
         for layer, values in params.items():
@@ -20,6 +21,9 @@ def load(module, params):
                     load(getattr(module, layer), {name: value})
                     continue
                 value = torch.tensor(value)
+                if name == "kernel" and isinstance(getattr(module, layer),
+                                                   torch.nn.ConvTranspose2d):
+                    name, value = "weight", value.flip(0, 1).permute(2, 3, 0, 1)
                 if name == "kernel":
                     name, value = "weight", value.permute(-1, -2, *range(value.ndim - 2))
                 if name == "scale":
