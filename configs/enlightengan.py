@@ -41,6 +41,7 @@ NO_FEATURE = dict(loss=dict(feature_global=dict(enabled=False),
 
 NO_ATTENTION = dict(model=dict(attention=False, times_residual=False))
 
+# The running statistics of the BatchNorms are means of about ten steps and not averaged further.
 EMA = dict(phase=dict(train=dict(optim=dict(generator=dict(ema=0.999)))))
 
 # Every network and term, much narrower and not as deep: most of the time is the compiler's.
@@ -102,8 +103,8 @@ def get_config(presets: str = "") -> ConfigDict:
         layer="relu5_1",  # relu1_1 ... relu5_3
     ))
     config.collapse = ConfigDict(dict(  # when a training is reported as collapsed:
-        threshold=0.01,  # a discriminator's loss is under this ...
-        steps=200,  # ... for so many steps
+        threshold=0.01,  # a discriminator's loss is less than this above its least value, ...
+        steps=200,  # ... 0.25 of the global and 0 of the local one, for so many steps
     ))
 
     # enabled: in the program at all. weight: its factor in the total; 0.0 only logs the term.
@@ -116,6 +117,7 @@ def get_config(presets: str = "") -> ConfigDict:
         disc_local=dict(enabled=True, weight=1.0),  # local_disc: the same of the patches
     ))
 
+    # the rate falls over the second half; with another number of steps set these as well
     adam = dict(lr=1e-4, b1=0.5, schedule="linear", decay_start=100 * EPOCH,
                 decay_end=200 * EPOCH)
     config.phases = ("train",)

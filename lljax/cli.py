@@ -392,10 +392,13 @@ def _data(options: argparse.Namespace) -> int:
 
 def _pack(options: argparse.Namespace) -> int:
     from lljax import checkpoint, weights
+    from lljax import method as method_lib
     card = dict(_key_value(text) for text in options.card)
     if not card.get("licence"):
         raise InputError("say under which licence the weights are: --card licence=...")
     config, nets = checkpoint.load_nets(options.workdir)
+    optional = method_lib.load(config).optional
+    nets = {name: net for name, net in nets.items() if name not in optional}
     if options.results:
         card["scores"] = weights.scores(options.results, options.workdir)
     weights.save(options.output, config, nets, card, options.overwrite)

@@ -590,15 +590,16 @@ def vgg16_features(params: Mapping[str, Mapping[str, Array]], x: Array,
       [B, H // s, W // s, C], s = 1, 2, 4, 8, 16 in blocks 1 to 5; 8 in block 5 without `pool4`.
 
     Raises:
-      ValueError: an unknown layer, not a picture, or a picture smaller than the pooling.
+      InputError: an unknown layer, not a picture, or a picture smaller than the pooling.
 
     Source: Simonyan and Zisserman, ICLR 2015, configuration D.
     """
     names = _vgg16_convs_to(layer)
     pooled = [name for name in names[1:] if name.endswith("_1") and (pool4 or name != "conv5_1")]
     if x.ndim != 4 or x.shape[-1] != 3 or min(x.shape[1:3]) < 2 ** len(pooled):
-        raise ValueError(f"vgg16_features: {x.shape} must be [B, H, W, 3] with sides of "
-                         f"{2 ** len(pooled)} px or more for {layer}")
+        raise InputError(f"VGG16 features: {x.shape} must be [B, H, W, 3] with sides of "
+                         f"{2 ** len(pooled)} px or more for {layer}; use larger pictures or "
+                         "patches, or an earlier layer")
     for name in names:
         if name in pooled:
             x = max_pool(x)

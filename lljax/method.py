@@ -43,7 +43,8 @@ class State:
     ema: dict[str, Params]
 
     def averaged(self) -> dict[str, Variables]:
-        """The networks as they should be used: averaged parameters where there are any."""
+        """The networks as they should be used: averaged parameters where there are any; running
+        statistics are those of the last step."""
         return {name: {**net, "params": self.ema.get(name, net["params"])}
                 for name, net in self.nets.items()}
 
@@ -61,7 +62,8 @@ class Method:
       halo: radius of the receptive field of `estimate` in pixels, if it is local; None if it
         sees the whole picture.
       multiple: picture sides are padded to a multiple of this before `estimate`.
-      optional: networks that enhancing does not need; an official file without them is converted.
+      optional: networks that enhancing does not need; an official file without them is converted,
+        and weights are packed without them.
       costly: maps of `explain` that the picture does not need and that cost time: they are computed
         only where maps are asked for.
       unroll: whether micro-batches are unrolled on a CPU; False compiles faster, and runs as fast
@@ -144,8 +146,26 @@ class Method:
         return ""
 
     def notes(self) -> tuple[str, ...]:
-        """What the user should know before the training starts, a line each."""
-        return ()
+        """What the user should know before the training starts, a line each.
+
+        Here: a phase too short for a moving average, which is what is used, or too long for its
+        learning rate.
+        """
+        lines = []
+        for phase in self.config.phases:
+            knobs = self.config.phase[phase]
+            for net, optimizer in knobs.optim.items():
+                where = f"--config.phase.{phase}.optim.{net}"
+                kept = optimizer.ema ** knobs.steps
+                if kept > 0.05:
+                    lines.append(f"the moving average of {net} will still be {100 * kept:.0f} % of "
+                                 "its initial values: for a run this short set "
+                                 f"{where}.ema=0.0, or nearer to 0")
+                if optimizer.schedule == "linear" and optimizer.decay_end < knobs.steps:
+                    lines.append(f"the learning rate of {net} is 0 from step {optimizer.decay_end} "
+                                 f"of {knobs.steps} of phase {phase!r} on: raise {where}.decay_end "
+                                 "(and .decay_start) too")
+        return tuple(lines)
 
     def observe(self, record: Mapping[str, float | int | str]) -> tuple[str, ...]:
         """What the user should know of the training's course, a line each.

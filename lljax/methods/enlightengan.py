@@ -48,6 +48,9 @@ _MULTIPLE = 16  # four poolings
 _SLOPE = 0.2  # of every LeakyReLU
 _KERNEL = nn.initializers.normal(0.02)
 _SIDES = {"global": "global_disc", "local": "local_disc"}
+# what a discriminator's loss is where it tells all pictures apart: relativistic scores that differ
+# by 0.5 everywhere give 0.25
+_LEAST_LOSS = {"disc_global": 0.25, "disc_local": 0.0}
 # network -> what `official_prefix` puts before its names
 _PREFIX = {"generator": "", "global_disc": "D_A.", "local_disc": "D_P."}
 
@@ -241,7 +244,7 @@ class Method(base.Method):
 
     halo = None  # up-sampling with aligned corners depends on the picture's size
     multiple = 1  # the generator pads by itself, on all sides
-    optional = ("global_disc", "local_disc")
+    optional = ("global_disc", "local_disc", "vgg16")
 
     def __init__(self, config: ConfigDict):
         """Builds the networks.
@@ -301,26 +304,30 @@ class Method(base.Method):
         return nets
 
     def notes(self) -> tuple[str, ...]:
-        """Says when the self feature preserving terms are off."""
+        """Says, too, when the self feature preserving terms are off."""
         if len(self._feature_terms) == 2:
-            return ()
+            return super().notes()
         off = " and ".join(term for term in ("feature_global", "feature_local")
                            if term not in self._feature_terms)
-        return (f"the self feature preserving loss is off ({off}): it needs a file of VGG16 "
-                "weights; to have it, add the preset vgg and --config.vgg16.path=FILE",)
+        return (*super().notes(),
+                f"the self feature preserving loss is off ({off}): it needs a file of VGG16 "
+                "weights; to have it, add the preset vgg and --config.vgg16.path=FILE")
 
     def observe(self, record: Mapping[str, float | int | str]) -> tuple[str, ...]:
-        """Reports, once, a discriminator whose loss stays near 0: the training has collapsed."""
+        """Reports, once, a discriminator whose loss stays near its least value: the training has
+        collapsed."""
         collapse, lines = self.config.collapse, []
-        before, self._last_step = self._last_step, record["step"]
-        for term in ("disc_global", "disc_local"):
-            if record.get(f"loss/{term}", np.inf) >= collapse.threshold:
+        # a resumed training knows nothing of the steps before its first record
+        before, self._last_step = self._last_step or record["step"], record["step"]
+        for term, least in _LEAST_LOSS.items():
+            if record.get(f"loss/{term}", np.inf) >= least + collapse.threshold:
                 self._low_since.pop(term, None)
                 continue
             since = self._low_since.setdefault(term, before)
             if record["step"] - since >= collapse.steps and term not in self._told:
                 self._told.add(term)
-                lines.append(f"collapsed? loss/{term} has been under {collapse.threshold:g} since "
+                lines.append(f"collapsed? loss/{term} has been under "
+                             f"{least + collapse.threshold:g} (its least value is {least:g}) since "
                              f"step {since}: the discriminator tells every picture apart and the "
                              "generator learns little; start anew with another seed, or lower the "
                              f"discriminator's learning rate (config.phase.train.optim."

@@ -422,18 +422,6 @@ class Method(base.Method):
         """The denoiser is trained on a finished autoencoder."""
         return ("autoencoder",) if self.nets_of(phase) == ("denoiser",) else ()
 
-    def notes(self) -> tuple[str, ...]:
-        """Says when a phase is too short for its moving average, which is what is used."""
-        lines = []
-        for phase in self.config.phases:
-            for net, knobs in self.config.phase[phase].optim.items():
-                kept = knobs.ema ** self.config.phase[phase].steps
-                if kept > 0.05:
-                    lines.append(f"the moving average of {net} will still be {100 * kept:.0f} % "
-                                 "of its initial values: for a run this short set "
-                                 f"--config.phase.{phase}.optim.{net}.ema=0.0, or nearer to 0")
-        return tuple(lines)
-
     def train_step(self, state: base.State, batch: base.Batch, weights: dict[str, Array], *,
                    phase: str) -> tuple[base.State, base.Scalars]:
         """One gradient step on the phase's network."""

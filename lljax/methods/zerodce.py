@@ -78,6 +78,7 @@ class Method(base.Method):
     """
 
     multiple = 1
+    optional = ("vgg16",)
     unroll = False  # layers.Conv is fast in compiled loops
 
     def __init__(self, config: ConfigDict):
