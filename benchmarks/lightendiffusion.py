@@ -50,7 +50,7 @@ def _lljax_unet(config, nets):
 
 
 def lljax_memory(config, nets):
-    """Without `remat` the whole U-Net compiles for many minutes, so it is a narrow one."""
+    """Without `remat` the whole U-Net compiles for minutes, so it is a narrow one."""
     from lljax import config as config_lib
     found = {}
     for remat, suffix in (("true", ""), ("false", ", without loss.consistency.remat")):
