@@ -280,6 +280,8 @@ def test_evaluate_scores_with_and_without(tmp_path, pairs, capsys):
 
 
 def test_a_list_may_hold_commas():
-    rows = evaluate._variants({"a": "w"}, ["x.y=[1, 2],z=3"])
-    assert rows == {"a": ("w", []), "a with x.y=[1, 2],z=3": ("w", ["x.y=[1, 2]", "z=3"])}
+    flags = evaluate._parse(["--weights", "w", "--with", "x.y=[1, 2],z=3"])
+    rows = evaluate._variants({"a": "w"}, flags)
+    assert rows == {"a": ("w", [], True),
+                    "a with x.y=[1, 2],z=3": ("w", ["x.y=[1, 2]", "z=3"], True)}
     assert config_lib.change(ConfigDict({"x": (1,)}), ["x=[1, 2]"]).x == (1, 2)

@@ -80,8 +80,10 @@ def test_eight_devices_equal_one(trained, tmp_path):
     phases = json.loads((workdir / "config.json").read_text())["phase"].values()
     rate = max(net["lr"] for phase in phases for net in phase["optim"].values())
     for one, eight in zip(networks(workdir), networks(tmp_path / "eight"), strict=True):
-        # Adam moves a parameter by its rate, however small and rounded its gradient is.
-        np.testing.assert_allclose(one, eight, rtol=0, atol=0.01 * rate)
+        # Adam moves a parameter by its rate, however small and rounded its gradient is; networks
+        # that judge each other make the most of it (in float64 they agree, see test_enlightengan).
+        share = 0.1 if workdir.name == "enlightengan" else 0.01
+        np.testing.assert_allclose(one, eight, rtol=0, atol=share * rate)
 
 
 def test_killed_in_the_second_phase_and_resumed_equals_uninterrupted(trained, tmp_path):

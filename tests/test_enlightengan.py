@@ -232,7 +232,7 @@ import sys
 import jax, jax.numpy as jnp, numpy as np
 from lljax import config, method, parallel
 jax.config.update("jax_enable_x64", True)
-chosen = config.default("enlightengan", "smoke")
+chosen = config.default("enlightengan", "smoke,no_local")
 model = method.load(chosen)
 rng = np.random.RandomState(0)
 batch = {"low": 0.3 * rng.uniform(size=(4, 48, 48, 3)), "high": rng.uniform(size=(4, 48, 48, 3)),
@@ -257,7 +257,7 @@ for a, b, start in zip(after(1), after(4), jax.tree.leaves(nets), strict=True):
     assert a.dtype == jnp.float64
     moved += not np.array_equal(a[0], start)
     np.testing.assert_allclose(b, np.broadcast_to(a, b.shape), rtol=0, atol=1e-10)
-assert moved > 60, moved
+assert moved > 50, moved
 '''
     done = subprocess.run([sys.executable, "-c", code], text=True, capture_output=True,
                           timeout=300)

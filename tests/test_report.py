@@ -362,7 +362,7 @@ def test_the_command_writes_a_report(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     calls = []
 
-    def load(path, seed, settings):
+    def load(path, seed, settings, averaged):
         def system(picture):
             calls.append(path)
             return brighten(picture) if path == "a" else dim(picture)
