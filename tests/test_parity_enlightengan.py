@@ -11,6 +11,7 @@ import pytest
 
 from lljax import config as configs
 from lljax import layers, losses, method, parallel
+from tests.parity import close, close_l2
 
 KEY = jax.random.key(0)
 CORNERS = {"acT": True, "acF": False}  # how the up-sampling was meant
@@ -96,18 +97,6 @@ def networks(shared, rule):
 @functools.cache
 def formula_networks(shared):
     return networks(shared, formula)
-
-
-def close(name, ours, theirs, atol=0.0, rtol=0.0):
-    error = np.abs(np.asarray(ours) - theirs).max()
-    print(f"{name}: max abs {error:.1e}")
-    np.testing.assert_allclose(ours, theirs, atol=atol, rtol=rtol, err_msg=name)
-
-
-def close_l2(name, ours, theirs, limit):
-    error = np.linalg.norm(np.asarray(ours) - theirs) / np.linalg.norm(theirs)
-    print(f"{name}: relative L2 {error:.1e}")
-    assert error < limit, name
 
 
 def alone(function, *inputs):

@@ -11,6 +11,7 @@ import pytest
 
 from lljax import config as configs
 from lljax import diffusion, images, method
+from tests.parity import close, close_l2
 
 KEY = jax.random.key(0)
 
@@ -93,18 +94,6 @@ def official_shapes():
 @functools.cache
 def formula_networks(last=1.0):
     return networks(formula, last)
-
-
-def close(name, ours, theirs, atol=0.0, rtol=0.0):
-    error = np.abs(np.asarray(ours) - theirs).max()
-    print(f"{name}: max abs {error:.1e}")
-    np.testing.assert_allclose(ours, theirs, atol=atol, rtol=rtol, err_msg=name)
-
-
-def close_l2(name, ours, theirs, limit):
-    error = np.linalg.norm(np.asarray(ours) - theirs) / np.linalg.norm(theirs)
-    print(f"{name}: relative L2 {error:.1e}")
-    assert error < limit, name
 
 
 def noise_in(model, nets, condition_pm1, x, t):
