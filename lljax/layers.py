@@ -7,6 +7,7 @@ import operator
 from collections.abc import Callable, Iterable, Mapping
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -515,6 +516,71 @@ def _bilinear_source(old: int, new: int, align_corners: bool) -> tuple[np.ndarra
         at = np.clip((row + 0.5) * (old / new) - 0.5, 0, old - 1)
     below = np.clip(np.floor(at + 1e-9).astype(np.int32), 0, old - 1)
     return below, np.clip(at - below, 0, 1)
+
+
+@flax.struct.dataclass
+class Window:
+    """Where a tile lies in its picture, in px; all int32, traced, so that one program serves all.
+
+    Attributes:
+      top: the tile's first row.
+      left: its first column.
+      height: of the whole picture, as the network would see it (padded).
+      width: the same.
+    """
+
+    top: Array | int
+    left: Array | int
+    height: Array | int
+    width: Array | int
+
+    def smaller(self, factor: int) -> Window:
+        """The same tile of a copy `factor` times smaller; all four must be multiples of it."""
+        return Window(self.top // factor, self.left // factor,
+                      self.height // factor, self.width // factor)
+
+
+def enlarge(x: Array, factor: int, window: Window | None = None) -> Array:
+    """Bilinear enlarging with aligned corners, of a tile as of the whole picture.
+
+    It is `resize_bilinear` to `factor` times the size, except that a tile (`window`) is placed as
+    the whole would be: with aligned corners the place of a pixel depends on the picture's size.
+
+    Args:
+      x: [B, h, w, C], a tile of a small picture. Its neighbours beyond the tile are taken for its
+        outermost values: at inner edges the outermost `factor` pixels of the result are wrong.
+      factor: how many times larger, 1 or more.
+      window: where `x` lies in the whole small picture; None if it is the whole.
+
+    Returns:
+      [B, factor * h, factor * w, C].
+    """
+    window = window or Window(0, 0, *x.shape[1:3])
+    x = _enlarge(x, 1, factor, window.top, window.height)
+    return _enlarge(x, 2, factor, window.left, window.width)
+
+
+def _enlarge(x: Array, axis: int, factor: int, start: Array | int, whole: Array | int) -> Array:
+    """`enlarge` along one axis: new row factor * q + r lies less than a row away from row q."""
+    old = x.shape[axis]
+    rows = start + jnp.arange(old)[:, None]
+    part = jnp.arange(factor)
+    # i (n - 1) / (f n - 1) - q, for i = f q + r, written so that it does not cancel
+    span = jnp.maximum(factor * whole - 1, 1)
+    away = ((part - (factor * rows + part) * ((factor - 1) / span)) / factor).astype(x.dtype)
+    shape = [1] * (x.ndim + 1)
+    shape[axis:axis + 2] = old, factor
+    away = away.reshape(shape)
+
+    def beside(first, second):
+        return jnp.expand_dims(jnp.concatenate([
+            lax.slice_in_dim(x, *first, axis=axis), lax.slice_in_dim(x, *second, axis=axis)], axis),
+            axis + 1)
+
+    before, after = beside((0, 1), (0, old - 1)), beside((1, old), (old - 1, old))
+    out = (jnp.maximum(-away, 0) * before + (1 - jnp.abs(away)) * jnp.expand_dims(x, axis + 1)
+           + jnp.maximum(away, 0) * after)
+    return out.reshape(*x.shape[:axis], old * factor, *x.shape[axis + 1:])
 
 
 # ---- light curves (Zero-DCE, Zero-DCE++) ----

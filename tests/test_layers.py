@@ -209,6 +209,24 @@ def test_resize_nearest_picks_torchs_pixels_for_any_sizes():
             np.testing.assert_array_equal(layers._nearest(old, new), wanted)
 
 
+@pytest.mark.parametrize("factor", [1, 2, 12])
+@pytest.mark.parametrize("size", [(1, 1), (1, 5), (7, 23)])
+def test_enlarge_equals_resize_bilinear(factor, size):
+    x = normal(2, *size, 3)
+    np.testing.assert_allclose(
+        layers.enlarge(x, factor), layers.resize_bilinear(x, factor * size[0], factor * size[1]),
+        atol=1e-5)
+
+
+def test_a_tile_is_enlarged_as_the_whole_picture_is():
+    x = normal(1, 40, 700, 2)
+    whole, tile = layers.enlarge(x, 12), layers.Window(12 * 20, 12 * 600, 12 * 40, 12 * 700)
+    found = jax.jit(layers.enlarge, static_argnums=1)(x[:, 20:30, 600:], 12, tile.smaller(12))
+    # the tile's first rows and columns and its last rows would need their neighbours
+    np.testing.assert_allclose(found[:, 12:-12, 12:], whole[:, 252:348, 7212:], atol=1e-5)
+
+
+
 @pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("old, new", [
     ((12, 16), (24, 32)), ((1, 5), (2, 10)), ((6, 1), (12, 2)), ((2, 3), (24, 36)),
