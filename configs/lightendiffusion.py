@@ -14,6 +14,8 @@ Both in one run: the same without a preset, on pairs.
 Presets (configs/lightendiffusion.py:NAME, a comma list, later wins):
   autoencoder_only, denoiser_only: one stage; the second needs --config.init.autoencoder
   official: numbers of the official stage 2, 512 px
+  living_latent: stage 1 with further terms that make the latent carry the picture; the paper's
+    alone leave it constant
   no_consistency, no_content_transfer, image_space: the paper's ablations
   smoke
 Hardware, wall time and score: not yet measured at full length.
@@ -47,6 +49,11 @@ OFFICIAL = dict(
     phase=dict(denoiser=dict(steps=1_500_000, batch_size=12)),  # 100 epochs of 180,000 pairs
 )
 
+LIVING_LATENT = dict(
+    loss=dict(content=dict(cross=1.0, bare=1.0), reconstruction=dict(weight=0.01)),
+    phase=dict(autoencoder=dict(optim=dict(autoencoder=dict(lr=2e-4)))),
+)
+
 NO_CONSISTENCY = dict(loss=dict(consistency=dict(enabled=False)))
 
 NO_CONTENT_TRANSFER = dict(model=dict(content_transfer=False))
@@ -72,6 +79,7 @@ SMOKE = dict(
 
 PRESETS = dict(
     autoencoder_only=AUTOENCODER_ONLY, denoiser_only=DENOISER_ONLY, official=OFFICIAL,
+    living_latent=LIVING_LATENT,
     no_consistency=NO_CONSISTENCY, no_content_transfer=NO_CONTENT_TRANSFER,
     image_space=IMAGE_SPACE, smoke=SMOKE)
 
@@ -119,9 +127,11 @@ def get_config(presets: str = "") -> ConfigDict:
             enabled=True,
             weight=1.0,
             norm="l2",
-            # factor of the same with the features of the other exposure; without it (the paper,
-            # 0.0) the decoder may live on the features alone and the latent mean nothing
+            # factors of the same with the other exposure's latent, and without the features of the
+            # picture; the paper's are 0.0, with which the decoder lives on the features alone and
+            # the latent means nothing (docs/lightendiffusion.md)
             cross=0.0,
+            bare=0.0,
         ),
         reconstruction=dict(  # R L is the latent
             enabled=True,

@@ -92,8 +92,17 @@ def flops(function, *inputs):
     return jax.jit(alone(function)).lower(*inputs).cost_analysis()["flops"]
 
 
-def test_the_generator_runs_forward_once():
-    model = build("")
+def compiled_flops(function, *inputs):
+    # without the passes that take the time and change no count
+    return jax.jit(alone(function)).lower(*inputs).compile(
+        {"xla_backend_optimization_level": 0}).cost_analysis()["flops"]
+
+
+def test_the_generator_runs_forward_once(monkeypatch):
+    # compiled as for an accelerator: on a CPU kernel gradients are loops, and what a loop does is
+    # counted once
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    model = build()
     shapes = jax.eval_shape(lambda: model.init(KEY, batch()))
     state = jax.eval_shape(lambda nets: model.start_phase(nets, 0, "train"), shapes)
     nets, images = state.nets, jax.eval_shape(batch)
@@ -109,15 +118,16 @@ def test_the_generator_runs_forward_once():
         return jax.grad(lambda p: sum(
             x.sum() for x in model.disc_terms(p, batch, side)[0].values()))(params)
 
-    parts = flops(generator, nets, images) + sum(
-        flops(functools.partial(disc, side), {net: nets[net]["params"]}, images)
+    parts = compiled_flops(generator, nets, images) + sum(
+        compiled_flops(functools.partial(disc, side), {net: nets[net]["params"]}, images)
         for side, net in (("global", "global_disc"), ("local", "local_disc")))
-    forward = flops(lambda net, low: model.fake(net, low)[0], nets["generator"], images["low"])
-    whole = flops(functools.partial(model.train_step, phase="train"), state, images,
-                  model.weights())
+    forward = compiled_flops(lambda net, low: model.fake(net, low)[0], nets["generator"],
+                             images["low"])
+    whole = compiled_flops(functools.partial(model.train_step, phase="train"), state, images,
+                           model.weights())
     print(f"step {whole / 1e9:.2f} GFLOP, parts {parts / 1e9:.2f}, forward {forward / 1e9:.2f}")
-    # the optimisers are the rest: some operations for each of 27 million parameters
-    assert parts < whole < parts + 0.5 * forward
+    # less than the parts: what two of them need is computed once
+    assert parts - 0.5 * forward < whole < parts + 0.5 * forward
 
 
 def test_recomputing_gives_the_same_gradient_for_more_work():

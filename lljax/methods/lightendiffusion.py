@@ -8,8 +8,9 @@ github.com/JianghaiSCU/LightenDiffusion, which lacks stage 1's training.
 |-------------------|---------------------|---------------------------|--------------------------|
 | stage 1 losses    | four terms, sketchy | none (weights only)       | paper (`loss`, `norm`)   |
 | stage 1 data      | two low exposures   | -                         | pairs                    |
-| content           | of a picture's own  | -                         | and of the other         |
-|                   | latent              |                           | exposure's (`cross`)     |
+| content           | of a picture's own  | -                         | and of the other's       |
+|                   | latent and features |                           | latent (`cross`), and    |
+|                   |                     |                           | without features (`bare`)|
 | cross-attention   | content transfer    | of channels, row by row   | code                     |
 | R = z / max z     | not stated          | no bound on max z         | max z is 1e-4 or more    |
 | time steps        | uniform             | t and 999 - t in one draw | code, over all devices   |
@@ -456,11 +457,15 @@ class Method(base.Method):
             jnp.roll(x, len(batch["low"]), 0) for x in (images, latents, light))
 
         def content(c):
-            def error(latent, image):
+            def error(latent, skips, image):
                 decoded = self.autoencoder.apply(net, latent, skips, method="decode")
                 return losses.content(decoded, image, c.norm)
-            own = error(latents, images)
-            return own + c.cross * error(other, other_image) if c.cross else own
+            total = error(latents, skips, images)
+            if c.cross:
+                total += c.cross * error(other, skips, other_image)
+            if c.bare:
+                total += c.bare * error(latents, [jnp.zeros_like(x) for x in skips], images)
+            return total
 
         every = {
             "content": content,
