@@ -148,7 +148,7 @@ def read(file: str | os.PathLike | IO[bytes], name: str | None = None, *,
             raise InputError(f"{name}: permission to read it is denied") from None
         except OSError as error:
             raise InputError(f"{name}: cannot be read ({error.strerror})") from error
-    name = name or str(getattr(file, "name", "picture"))
+    name = name or str(getattr(file, "name", None) or "picture")
     return _read(file if file.seekable() else io.BytesIO(file.read()), name, max_pixels)
 
 
@@ -424,8 +424,7 @@ def _too_large(name: str, limit: int) -> InputError:
 
 
 def _check_size(width: int, height: int, name: str, max_pixels: int | None) -> None:
-    limits = [max_pixels, Image.MAX_IMAGE_PIXELS and 2 * Image.MAX_IMAGE_PIXELS]
-    for limit in limits:
+    for limit in (max_pixels, Image.MAX_IMAGE_PIXELS and 2 * Image.MAX_IMAGE_PIXELS):
         if limit is not None and width * height > limit:
             raise _too_large(name, limit)
 
@@ -499,6 +498,10 @@ def _read_raw(file: IO[bytes], name: str, max_pixels: int | None) -> Picture:
         raise InputError(f"{name}: not a RAW file that LibRaw {_version(rawpy)} can read") from None
     except rawpy.LibRawError as error:
         raise _damaged(name, error.args[0].decode()) from error  # bytes
+    except InputError:
+        raise
+    except _DAMAGE as error:  # of the EXIF
+        raise _damaged(name, error) from error
     grey = pixels.shape[2] == 1
     return Picture(np.repeat(pixels, 3, axis=2) if grey else pixels, None,
                    "I;16" if grey else "RGB", "TIFF", exif=exif)
