@@ -210,11 +210,11 @@ def _plan(inputs: Sequence[str], output: str,
         inside = os.path.realpath(output) + os.sep  # results of an earlier run are no inputs
         within = [os.path.realpath(path) + os.sep for path in inputs]
         skip = any(inside.startswith(path) and inside != path for path in within)
-        jobs = [(file, os.path.join(output, name)) for file, name in found
+        jobs = [(file, os.path.join(output, images.output_name(name))) for file, name in found
                 if not (skip and os.path.realpath(file).startswith(inside))]
     if not jobs:
         raise InputError(f"{', '.join(inputs)}: no pictures there "
-                         f"({', '.join(sorted(images.FORMATS))})")
+                         f"({', '.join(sorted(images.READABLE))})")
     owner: dict[str, str] = {}
     jobs = list(dict.fromkeys(jobs))  # a file may be named twice, by itself and in its folder
     for file, target in jobs:

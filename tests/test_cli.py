@@ -12,9 +12,9 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
+from lljax import cli, weights
 from lljax import config as config_lib
 from lljax import method as method_lib
-from lljax import weights
 from tests.test_convert import official
 
 BAD = ("cut.jpg", "text.png", "empty.bmp", "deep.png")
@@ -131,6 +131,15 @@ def test_an_output_folder_inside_the_input_is_no_input(ugly, model):
     for _ in range(2):
         run("enhance", ugly / "sub", "-o", ugly / "sub" / "out", "--model", model, "--overwrite")
     assert set(tree(ugly / "sub" / "out")) == {"grey16.png", os.path.join("deeper", "cmyk.tif")}
+
+
+def test_heic_and_raw_get_suffixes_that_can_be_written(ugly, tmp_path):
+    for name in ("IMG_1.HEIC", "IMG_1.CR2", "IMG_2.nef"):
+        (ugly / "sub" / name).touch()
+    jobs, _ = cli._plan([str(ugly / "sub")], str(tmp_path / "out"), False)
+    names = {os.path.basename(file): os.path.basename(target) for file, target in jobs}
+    assert names == {"IMG_1.HEIC": "IMG_1.jpg", "IMG_1.CR2": "IMG_1.tif", "IMG_2.nef": "IMG_2.tif",
+                     "cmyk.tif": "cmyk.tif", "grey16.png": "grey16.png"}
 
 
 def test_maps_beside_the_results(ugly, model, tmp_path):

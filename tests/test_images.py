@@ -4,6 +4,8 @@ import dataclasses
 import io
 import os
 import struct
+import sys
+import threading
 import zlib
 
 import numpy as np
@@ -12,6 +14,7 @@ from PIL import Image
 
 from lljax import images
 from lljax.errors import InputError
+from tests.ugly import HEIC, PROFILE, chunk, dng, noise, png, tiff, ugly
 
 
 def gradient(height=5, width=7, channels=3, top=256, dtype=np.uint8):
@@ -97,20 +100,164 @@ def test_16_bit_grey_is_kept(tmp_path, name):
     np.testing.assert_array_equal(np.asarray(result), grey)
 
 
-def deep_png(colour_type, channels):
-    chunks = [(b"IHDR", struct.pack(">IIBBBBB", 2, 1, 16, colour_type, 0, 0, 0)),
-              (b"IDAT", zlib.compress(b"\0" + bytes(2 * 2 * channels))), (b"IEND", b"")]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(
-        struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-        for kind, data in chunks)
+def unpacked(data):
+    """uint16 [H, W, C] of a PNG that `images` wrote: every row filtered by "Sub"."""
+    at, body = 8, b""
+    while at < len(data):
+        (size,) = struct.unpack_from(">I", data, at)
+        kind, whole = data[at + 4:at + 8], data[at + 8:at + 8 + size]
+        assert data[at:at + 12 + size] == chunk(kind, whole)
+        if kind == b"IHDR":
+            width, height, depth, colour, *_ = struct.unpack(">IIBBBBB", whole)
+        body += whole if kind == b"IDAT" else b""
+        at += 12 + size
+    rows = np.frombuffer(zlib.decompress(body), np.uint8).reshape(height, -1)
+    assert depth == 16 and set(rows[:, 0]) == {1}
+    values = rows[:, 1:].reshape(height, width, 2 * {4: 2, 2: 3, 6: 4}[colour])
+    return values.cumsum(1, dtype=np.uint8).view(">u2").astype(np.uint16)
+
+
+@pytest.mark.parametrize("interlaced", [False, True])
+@pytest.mark.parametrize("channels", [2, 3, 4])
+@pytest.mark.parametrize("size", [(1, 1), (67, 1), (1, 67), (19, 13)])
+def test_16_bit_colour_png_is_kept(tmp_path, size, channels, interlaced):
+    pixels = np.random.default_rng(0).integers(0, 65536, (*size, channels)).astype(np.uint16)
+    (tmp_path / "a.png").write_bytes(png(pixels, interlaced=interlaced))
+    picture = images.read(tmp_path / "a.png")
+    assert picture.mode == {2: "LA", 3: "RGB", 4: "RGBA"}[channels]
+    assert picture.pixels.dtype == np.uint16
+    if channels == 2:
+        np.testing.assert_array_equal(picture.pixels, pixels[:, :, [0, 0, 0]])
+    else:
+        np.testing.assert_array_equal(picture.pixels, pixels[:, :, :3])
+    if channels != 3:
+        np.testing.assert_array_equal(picture.alpha, pixels[:, :, -1])
+    images.write(tmp_path / "b.png", picture)
+    written = unpacked((tmp_path / "b.png").read_bytes())
+    np.testing.assert_array_equal(written, pixels)
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("extra", [None, 0, 1, 2])
+def test_16_bit_colour_tiff_is_kept(tmp_path, order, extra):
+    pixels = noise(channels=3 if extra is None else 4, bits=16)
+    if extra == 1:  # the colours are multiplied by their alpha
+        pixels[:, :, 3] += 30000
+    tags = () if extra is None else [(338, 3, [extra])]
+    (tmp_path / "a.tif").write_bytes(tiff(pixels, tags, order))
+    picture = images.read(tmp_path / "a.tif")
+    expected = pixels[:, :, :3]
+    if extra == 1:
+        expected = np.rint(expected / pixels[:, :, 3:] * 65535)
+    assert picture.compression == "raw" and picture.pixels.dtype == np.uint16
+    np.testing.assert_array_equal(picture.pixels, expected)
+    assert (picture.alpha is None) == (extra in (None, 0))
+    for compression in (None, "raw"):
+        images.write(tmp_path / "b.tif", dataclasses.replace(picture, compression=compression))
+        with Image.open(tmp_path / "b.tif") as image:
+            assert image.info["compression"] == (compression or "tiff_adobe_deflate")
+        again = images.read(tmp_path / "b.tif")
+        np.testing.assert_array_equal(again.pixels, picture.pixels)
+        np.testing.assert_array_equal(again.alpha, picture.alpha)
+
+
+def test_16_bit_pictures_of_many_bands_are_whole(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "_STRIP", 19 * 6 * 4)  # 4 rows
+    picture = images.Picture(noise(bits=16))
+    for name in ("a.png", "a.tif"):
+        images.write(tmp_path / name, picture)
+        np.testing.assert_array_equal(images.read(tmp_path / name).pixels, picture.pixels)
+    with Image.open(tmp_path / "a.tif") as image:
+        assert len(image.tag_v2[273]) == 4 and image.tag_v2[278] == 4
+
+
+def test_16_bit_grey_and_alpha_fits_a_tiff_as_colour(tmp_path):
+    picture = images.Picture(noise(channels=1, bits=16).repeat(3, 2), noise(bits=16)[:, :, 0], "LA")
+    images.write(tmp_path / "a.tif", picture)
+    again = images.read(tmp_path / "a.tif")
+    np.testing.assert_array_equal(again.pixels, picture.pixels)
+    np.testing.assert_array_equal(again.alpha, picture.alpha)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_16_bit_transparent_colour_becomes_alpha(tmp_path, channels):
+    pixels = noise(channels=channels, bits=16)
+    pixels[2, 3], pixels[2, 4] = 257, 258  # the upper bytes are equal
+    (tmp_path / "a.png").write_bytes(png(pixels, before=[(b"tRNS", b"\1\1" * channels)]))
+    picture = images.read(tmp_path / "a.png")
+    assert picture.grey == (channels == 1)
+    np.testing.assert_array_equal(np.argwhere(picture.alpha != 65535), [[2, 3]])
+    assert picture.alpha[2, 3] == 0
+    images.write(tmp_path / "b.png", picture)
+    np.testing.assert_array_equal(images.read(tmp_path / "b.png").alpha, picture.alpha)
+
+
+@pytest.mark.parametrize("tags, convert", [
+    ([(262, 3, [0])], lambda p: 65535 - p), ([(258, 3, [12])], None)])
+def test_16_bit_grey_tiffs_of_other_kinds(tmp_path, tags, convert):
+    if convert:
+        grey = noise(channels=1, bits=16)
+        content = tiff(grey, tags)
+    else:  # 12 bits: two pixels in three bytes
+        grey, convert = np.uint16([[[0], [4095]]]), lambda p: p * 16 + p // 256
+        content = tiff(np.uint8([[[0], [15], [255]]]), [*tags, (256, 3, [2])])
+    (tmp_path / "a.tif").write_bytes(content)
+    np.testing.assert_array_equal(images.read(tmp_path / "a.tif").pixels[:, :, :1], convert(grey))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_16_bit_colour_keeps_its_metadata_and_is_turned_once(tmp_path, name):
+    stored = noise(bits=16)
+    exif = Image.Exif()
+    exif[0x0112], exif[0x010F] = 6, "Maker"
+    exif.get_ifd(0x8769)[0x829D] = 2.8  # FNumber
+    if name == "a.png":
+        # As Photoshop does, with the EXIF behind the pixels.
+        content = png(stored, [(b"iCCP", b"name\0\0" + zlib.compress(PROFILE)),
+                               (b"pHYs", struct.pack(">IIB", 11811, 11811, 1))],
+                      [(b"eXIf", exif.tobytes()[6:])])
+    else:
+        content = tiff(stored, [(274, 3, [6]), (271, 2, b"Maker\0"), (282, 5, [300, 1]),
+                                (283, 5, [300, 1]), (296, 3, [2]), (34675, 1, PROFILE)])
+    (tmp_path / name).write_bytes(content)
+    picture = images.read(tmp_path / name)
+    np.testing.assert_array_equal(picture.pixels, np.rot90(stored, -1))
+    for out in ("b.png", "b.tif"):
+        images.write(tmp_path / out, picture)
+        with Image.open(tmp_path / out) as image:
+            image.load()
+            assert image.info["icc_profile"] == PROFILE
+            assert [float(value) for value in image.info["dpi"]] == pytest.approx([300, 300], 1e-4)
+            kept = image.getexif()
+            assert kept.get(0x0112, 1) == 1 and kept[0x010F] == "Maker"
+            if name == "a.png":
+                assert kept.get_ifd(0x8769)[0x829D] == 2.8
+        again = images.read(tmp_path / out)
+        np.testing.assert_array_equal(again.pixels, picture.pixels)
+        assert again.icc == PROFILE and again.dpi == pytest.approx((300, 300), 1e-4)
+
+
+def deep_avif():
+    file = io.BytesIO()
+    Image.fromarray(gradient(16, 16)).save(file, "AVIF")
+    data = bytearray(file.getvalue())
+    data[data.index(b"av1C") + 6] |= 0x40
+    return bytes(data)
 
 
 @pytest.mark.parametrize("content", [
-    deep_png(2, 3), deep_png(4, 2), deep_png(6, 4), b"P6 2 2 65535\n" + bytes(24)])
-def test_16_bits_that_pillow_would_cut_are_refused(tmp_path, content):
+    b"P6 2 2 65535\n" + bytes(24), tiff(noise(channels=4, bits=16), [(262, 3, [5])]),
+    tiff(noise(bits=16), [(284, 3, [2])]), deep_avif()])
+def test_bits_that_pillow_would_cut_are_refused(tmp_path, content):
     (tmp_path / "a.png").write_bytes(content)
-    with pytest.raises(InputError, match="16 bits a channel.*convert"):
+    with pytest.raises(InputError, match="bits a channel.*only 8 could be kept.*convert"):
         images.read(tmp_path / "a.png")
+
+
+def test_an_unusual_tiff_is_called_that(tmp_path):
+    (tmp_path / "a.tif").write_bytes(tiff(noise(channels=2, bits=16)))
+    with pytest.raises(InputError, match="a.tif: a TIFF whose pixels are stored in an unusual"):
+        images.read(tmp_path / "a.tif")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -177,7 +324,9 @@ def test_what_a_format_cannot_hold_is_refused_and_nothing_is_left(tmp_path):
     alpha = images.Picture(gradient(), alpha=gradient()[:, :, 0], mode="RGBA")
     deep = images.Picture(gradient(dtype=np.uint16), mode="I;16")
     for name, picture, match in (("a.jpg", alpha, "alpha"), ("a.jpg", deep, "16 bits"),
-                                 ("a.png", dataclasses.replace(deep, mode="RGB"), "16 bits")):
+                                 ("a.webp", dataclasses.replace(deep, mode="RGB"), "16 bits"),
+                                 ("a.heic", alpha, "not written; write a .jpg"),
+                                 ("a.NEF", alpha, "not written; write a .tif")):
         with pytest.raises(InputError, match=match):
             images.write(tmp_path / name, picture)
     with pytest.raises(InputError, match="cannot be written"):
@@ -221,6 +370,199 @@ def test_too_many_pixels_is_one_line(tmp_path, monkeypatch):
         images.read(tmp_path / "a.png")
 
 
+def test_max_pixels_is_checked_before_anything_is_decoded():
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 100, 50, 16, 2, 0, 0, 0))
+    body = chunk(b"IDAT", b"no pixels")
+    bomb = io.BytesIO(b"\x89PNG\r\n\x1a\n" + header + body + chunk(b"IEND", b""))
+    with pytest.raises(InputError, match="bomb.png: more than 4,999 pixels"):
+        images.read(bomb, "bomb.png", max_pixels=4999)
+    with pytest.raises(InputError, match="damaged"):  # allowed, so tried
+        images.read(bomb, "bomb.png", max_pixels=5000)
+
+
+def test_a_hundred_megapixels_are_allowed_and_three_hundred_are_not():
+    images._check_size(12000, 8500, "a.png", None)
+    with pytest.raises(InputError, match="a.png: more than 178,956,970 pixels"):
+        images._check_size(20000, 15000, "a.png", None)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG", "TIFF"])
+def test_streams(tmp_path, form):
+    picture = images.Picture(noise())
+    data = images.encode(picture, form)
+    images.write(tmp_path / f"a.{form.lower()}", picture)
+    assert (tmp_path / f"a.{form.lower()}").read_bytes() == data
+    stream = io.BytesIO(data)
+    stream.seek(9)
+    from_stream = images.read(stream, "upload")
+    assert from_stream.format == form and not stream.closed
+    np.testing.assert_array_equal(from_stream.pixels,
+                                  images.read(tmp_path / f"a.{form.lower()}").pixels)
+
+
+def test_a_pipe_is_read():
+    data = images.encode(images.Picture(noise(bits=16)), "PNG")
+    out, into = os.pipe()
+    with os.fdopen(out, "rb") as reading, os.fdopen(into, "wb") as writing:
+        writer = threading.Thread(target=lambda: (writing.write(data), writing.close()))
+        writer.start()
+        picture = images.read(reading, "<stdin>")
+        writer.join()
+    np.testing.assert_array_equal(picture.pixels, noise(bits=16))
+
+
+def test_errors_of_streams_say_the_name_that_was_given(tmp_path):
+    for content, match in ((b"", "is empty"), (b"hello", "not a picture")):
+        with pytest.raises(InputError, match=f"^upload 3: .*{match}"):
+            images.read(io.BytesIO(content), "upload 3")
+    alpha = images.Picture(noise(), noise()[:, :, 0], "RGBA")
+    with pytest.raises(InputError, match="^upload 3: JPEG cannot hold"):
+        images.encode(alpha, "JPEG", "upload 3")
+    with pytest.raises(InputError, match='unknown picture format "PGN".*"PNG"'):
+        images.encode(alpha, "PGN")
+    with pytest.raises(InputError, match="is a folder"):
+        images.read(tmp_path)
+
+
+def test_names_of_results():
+    assert [images.output_name(name) for name in ("a.b.HEIC", "a.nef", "sub/a.DNG", "a.PNG", "a")
+            ] == ["a.b.jpg", "a.tif", "sub/a.tif", "a.PNG", "a"]
+    assert {".heic", ".cr3", ".jpg", ".avif"} <= images.READABLE
+    assert not set(images.FORMATS) & (images.HEIF | images.RAW)
+
+
+def test_what_needs_an_extra_says_which(tmp_path, monkeypatch):
+    for module in ("pi_heif", "rawpy"):
+        monkeypatch.setitem(sys.modules, module, None)  # as if it were not installed
+    (tmp_path / "a.heic").write_bytes(HEIC)
+    (tmp_path / "renamed.jpg").write_bytes(HEIC)
+    (tmp_path / "a.NEF").write_bytes(b"anything")
+    (tmp_path / "camera.tif").write_bytes(dng())
+    for name, extra in (("a.heic", "heif"), ("renamed.jpg", "heif"), ("a.NEF", "raw"),
+                        ("camera.tif", "raw")):
+        with pytest.raises(InputError, match=rf"{name}: .*pip install 'lljax\[{extra}\]'"):
+            images.read(tmp_path / name)
+    Image.fromarray(noise()).save(tmp_path / "a.cr2", "PNG")  # the content decides
+    np.testing.assert_array_equal(images.read(tmp_path / "a.cr2").pixels, noise())
+
+
+def test_heic(tmp_path):
+    pytest.importorskip("pi_heif", reason="pip install 'lljax[heif]'")
+    (tmp_path / "a.heic").write_bytes(HEIC)
+    picture = images.read(tmp_path / "a.heic")
+    assert picture.pixels.shape == (64, 48, 3) and picture.format == "JPEG"
+    for y, x, colour in ((5, 5, (40, 40, 200)), (5, 42, (200, 40, 40)),
+                         (58, 5, (220, 220, 220)), (58, 42, (40, 200, 40))):
+        np.testing.assert_allclose(picture.pixels[y, x], colour, atol=3)
+    images.write(tmp_path / images.output_name("a.heic"), picture)
+    with Image.open(tmp_path / "a.jpg") as image:
+        assert image.format == "JPEG" and image.size == (48, 64)
+        assert image.getexif()[0x010F] == "Maker" and image.getexif()[0x0112] == 1
+    with pytest.raises(InputError, match="upload.heic: more than 3,071 pixels"):
+        images.read(io.BytesIO(HEIC), "upload.heic", max_pixels=3071)
+    sdr, at = bytearray(HEIC), HEIC.index(b"nclx")
+    for transfer, kind in ((16, "PQ"), (18, "HLG")):
+        struct.pack_into(">H", sdr, at + 6, transfer)
+        with pytest.raises(InputError, match=f"a.heic: an HDR picture .{kind}"):
+            images.read(io.BytesIO(bytes(sdr)), "a.heic")
+
+
+def test_raw(tmp_path):
+    pytest.importorskip("rawpy", reason="pip install 'lljax[raw]'")
+    for level in (0.002, 0.05, 0.5):
+        picture = images.read(io.BytesIO(dng(level)), "a.dng")
+        assert picture.pixels.shape == (48, 64, 3) and picture.pixels.dtype == np.uint16
+        # Neutral by the camera's white balance, as dark as it was taken, in sRGB's curve.
+        srgb = 12.92 * level if level <= 0.0031308 else 1.055 * level ** (1 / 2.4) - 0.055
+        np.testing.assert_allclose(picture.pixels[8:-8, 8:-8] / 65535, srgb, rtol=0.02)
+    images.write(tmp_path / images.output_name("a.dng"), picture)
+    again = images.read(tmp_path / "a.tif")
+    np.testing.assert_array_equal(again.pixels, picture.pixels)
+    with Image.open(tmp_path / "a.tif") as image:
+        assert image.getexif()[0x0110] == "Model"
+    for name in ("a.dng", "camera.tif"):
+        with pytest.raises(InputError, match=f"{name}: more than 3,071 pixels"):
+            images.read(io.BytesIO(dng()), name, max_pixels=3071)
+    with pytest.raises(InputError, match="a.nef: cannot be read"):
+        images.read(io.BytesIO(dng()[:-3000]), "a.nef")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("ugly")
+    return path, ugly(path)
+
+
+def test_every_picture_of_the_ugly_folder(folder, tmp_path):
+    source, expected = folder
+    names = {name.replace(os.sep, "/"): file for file, name in images.find([source])}
+    assert set(names) == set(expected)
+    for name, file in names.items():
+        wanted = expected[name]
+        if wanted.error:
+            with pytest.raises(InputError, match=wanted.error) as caught:
+                images.read(file)
+            assert file in str(caught.value) and "\n" not in str(caught.value)
+            continue
+        picture = images.read(file)
+        target = tmp_path / os.path.basename(images.output_name(name))
+        images.write(target, picture)
+        again = images.read(target)
+        assert target.suffix.lower() in images.FORMATS, name
+        assert again.format == wanted.form == images.FORMATS[target.suffix.lower()], name
+        for one in (picture, again):
+            assert one.pixels.shape == (*wanted.size[::-1], 3), name
+            assert (one.grey, one.alpha is not None) == (wanted.grey, wanted.alpha), name
+            assert one.pixels.dtype == f"uint{wanted.bits}", name
+        if wanted.lossless:
+            np.testing.assert_array_equal(again.pixels, picture.pixels, name)
+        else:
+            assert abs(again.pixels.astype(int) - picture.pixels).mean() < 8, name
+        np.testing.assert_array_equal(again.alpha, picture.alpha, name)
+        assert (again.icc, again.exif) == (picture.icc, picture.exif), name
+        if picture.dpi and min(picture.dpi) > 1:
+            np.testing.assert_allclose(again.dpi, picture.dpi, rtol=1e-3)
+
+
+def test_damage_of_any_kind_is_one_line(folder):
+    source, expected = folder
+    rng = np.random.default_rng(0)
+    refused = 0
+    for name in sorted(set(expected) - {"bomb.png", "empty.bmp"}):
+        whole = (source / name).read_bytes()
+        for cut in (len(whole) // 3, len(whole) - 5, None):
+            data = bytearray(whole[:cut])
+            data[rng.integers(min(len(data), 300))] ^= 1 << rng.integers(8)
+            try:
+                images.read(io.BytesIO(bytes(data)), name, max_pixels=10**6)
+            except InputError as error:
+                assert str(error).startswith(name) and "\n" not in str(error)
+                refused += 1
+    assert refused > len(expected)
+
+
+@pytest.mark.parametrize("content", [
+    tiff(noise(), [(256, 3, [0])]), tiff(noise())[:30], HEIC[:300]])
+def test_headers_that_make_no_sense_are_called_damaged(content):
+    if content.startswith(HEIC[:12]):
+        pytest.importorskip("pi_heif", reason="pip install 'lljax[heif]'")
+    with pytest.raises(InputError, match="^a.xyz: .*damaged"):
+        images.read(io.BytesIO(content), "a.xyz")
+
+
+def test_the_turned_pictures_of_the_ugly_folder_are_turned(folder):
+    source, _ = folder
+    upright = images.read(source / "turned_1.jpg").pixels.astype(int)
+    for orientation, turned in ((2, upright[:, ::-1]), (3, upright[::-1, ::-1]),
+                                (4, upright[::-1]), (5, upright.swapaxes(0, 1)),
+                                (6, upright[::-1].swapaxes(0, 1)),
+                                (7, upright[::-1, ::-1].swapaxes(0, 1)),
+                                (8, upright[:, ::-1].swapaxes(0, 1))):
+        picture = images.read(source / f"turned_{orientation}.jpg")
+        np.testing.assert_array_equal(picture.pixels, turned)
+        assert picture.icc == PROFILE and picture.dpi == (300, 300)
+
+
 def test_read_rgb(tmp_path):
     Image.fromarray(np.uint16([[0, 128, 129, 65535]])).save(tmp_path / "a.png")
     result = images.read_rgb(tmp_path / "a.png")
@@ -246,11 +588,13 @@ def test_wrong_dtypes_and_nan_are_refused():
 
 
 def test_find(tmp_path):
-    for name in ("b.JPG", "a.png", "notes.txt", ".hidden.png", "sub/c.tiff", ".git/d.png"):
+    for name in ("b.JPG", "a.png", "notes.txt", ".hidden.png", "sub/c.tiff", ".git/d.png",
+                 "sub/e.CR3"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     names = [name for _, name in images.find([tmp_path])]
-    assert names == ["a.png", "b.JPG", os.path.join("sub", "c.tiff")]
+    assert names == ["a.png", "b.JPG", os.path.join("sub", "c.tiff"),
+                     os.path.join("sub", "e.CR3")]
     assert [name for _, name in images.find([tmp_path], recursive=False)] == ["a.png", "b.JPG"]
     assert images.find([tmp_path / "notes.txt"]) == [(str(tmp_path / "notes.txt"), "notes.txt")]
     with pytest.raises(InputError, match="nowhere"):
