@@ -19,6 +19,7 @@ import contextlib
 import dataclasses
 import os
 import secrets
+import shutil
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -170,6 +171,8 @@ def write(path: str | os.PathLike, picture: Picture) -> None:
 def atomic(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     """Opens a file that takes the name `path` only when the block ends without an error.
 
+    A file that it replaces hands on its permissions, and goes only when the new one is on the disk.
+
     Yields:
       A binary file in the same folder, removed if the block fails.
     """
@@ -179,6 +182,10 @@ def atomic(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     try:
         with open(temporary, "xb") as file:
             yield file
+            if os.path.exists(path):
+                shutil.copymode(path, temporary)
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):  # it may not have been made
