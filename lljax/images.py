@@ -19,7 +19,6 @@ import contextlib
 import dataclasses
 import os
 import secrets
-import shutil
 import struct
 import zlib
 from collections.abc import Iterable, Iterator
@@ -183,7 +182,7 @@ def atomic(path: str | os.PathLike) -> Iterator[IO[bytes]]:
         with open(temporary, "xb") as file:
             yield file
             if os.path.exists(path):
-                shutil.copymode(path, temporary)
+                os.chmod(temporary, os.stat(path).st_mode & 0o7777)
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, path)

@@ -96,6 +96,8 @@ def plan(inputs: Sequence[str], output: str | None, existing: str = "refuse",
     Raises:
       InputError: no pictures; two that would be written to one file, or one onto itself.
     """
+    if STREAM in inputs and len(inputs) > 1:
+        raise InputError("- stands for standard input; enhance other pictures without it")
     found = [(STREAM, STREAM)] if list(inputs) == [STREAM] else images.find(inputs)
     jobs, refused = _targets(inputs, found, output, sheets)
     if output is None:
