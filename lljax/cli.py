@@ -205,7 +205,8 @@ def _enhance(options: argparse.Namespace) -> int:
     summary = folder.summary(done, plan, models=list(enhancers) or _models_of(options),
                              control=vars(control), seconds=seconds)
     if options.json:
-        folder.write_summary(options.json, summary)
+        from lljax.evaluation import evaluate
+        folder.write_summary(options.json, {**summary, "versions": evaluate.versions()})
     totals = summary["totals"]
     skipped = f"{totals['skipped']} skipped, " if options.skip_existing else ""
     place = "standard output" if options.output == "-" else options.output or "place"

@@ -417,7 +417,8 @@ def test_options_that_cannot_be(two, tmp_path, options, message):
 
 
 @pytest.mark.parametrize("arguments, message", [
-    (("-",), "give -o"), (("-", ".", "-o", "folder"), "- stands for standard input"), (("-", "-o", "folder"), "has no name"),
+    (("-",), "give -o"), (("-", ".", "-o", "folder"), "- stands for standard input"),
+    (("-", "-o", "folder"), "has no name"),
     (("-", "--in-place"), "cannot be replaced"), ((".", "-o", "-"), "give one input file"),
     (("-", "-o", "-", "--save-maps"), "leave out --save-maps"),
     (("-", "-o", "-", "--json", "-"), "leave out --json -")])

@@ -16,7 +16,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from importlib import metadata
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -30,7 +29,6 @@ from lljax.inference.enhancer import Enhancer
 STREAM = "-"  # standard input or output in place of a file
 CELL = 640  # px, longest side of a picture in a sheet
 _MADE_BY = "lljax enhance"
-_PACKAGES = ("lljax", "jax", "jaxlib", "flax", "numpy", "pillow")
 
 
 class Job(NamedTuple):
@@ -408,7 +406,7 @@ def summary(done: Sequence[Done], planned: Plan, **more: Any) -> dict[str, Any]:
       **more: said of the whole run, e.g. model="zerodce".
 
     Returns:
-      made_by, versions, `more`, totals {enhanced, failed, skipped}, and files: [{input, output,
+      made_by, `more`, totals {enhanced, failed, skipped}, and files: [{input, output,
       width, height, seconds, error, skipped}]; width, height, seconds and error are None where
       there are none.
     """
@@ -422,8 +420,7 @@ def summary(done: Sequence[Done], planned: Plan, **more: Any) -> dict[str, Any]:
     files += [entry(job, error=error) for job, error in planned.refused]
     files += [entry(job, skipped=True) for job in planned.skipped]
     failed = sum(file["error"] is not None for file in files)
-    return {"made_by": _MADE_BY,
-            "versions": {name: metadata.version(name) for name in _PACKAGES}, **more,
+    return {"made_by": _MADE_BY, **more,
             "totals": {"enhanced": len(files) - failed - len(planned.skipped), "failed": failed,
                        "skipped": len(planned.skipped)},
             "files": files}
