@@ -301,7 +301,7 @@ def test_the_summary_for_programs(two, model, tmp_path, capsys):
     assert files["b.png"]["seconds"] > 0 and files["b.png"]["error"] is None
     assert "c.png: not a picture" in files["c.png"]["error"] and files["c.png"]["width"] is None
 
-    summary = tmp_path / "done.json"
+    summary = tmp_path / "new" / "done.json"
     for _ in range(2):  # an earlier summary is replaced, nothing else
         assert here(*command, "--json", summary, "--overwrite") == 1
     assert json.loads(summary.read_text())["totals"]["enhanced"] == 3

@@ -427,16 +427,18 @@ def summary(done: Sequence[Done], planned: Plan, **more: Any) -> dict[str, Any]:
 
 
 def check_summary(path: str) -> None:
-    """Refuses a place for a summary where something else is.
+    """Refuses a place for a summary where something else is; makes its folder.
 
     Raises:
-      InputError: it does not end in .json, or what is there is no summary.
+      InputError: it does not end in .json, what is there is no summary, or its folder cannot be
+        made.
     """
     if path == STREAM:
         return
     if not path.endswith(".json"):
         raise InputError(f"--json {path}: give a name that ends in .json, or -")
     if not os.path.lexists(path):
+        make_folders([Job(path, path)])
         return
     try:
         with open(path, encoding="utf-8") as file:
