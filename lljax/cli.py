@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 from lljax import errors
 from lljax.errors import InputError
+
+if TYPE_CHECKING:
+    from lljax.inference.enhancer import Enhancer
+    from lljax.inference.folder import Done, Plan, Work
 
 
 def entry() -> None:
@@ -76,18 +79,33 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
 
     add = command("enhance", _enhance, "Enhance pictures: files, or folders with their tree. Each "
                   "keeps its name, size and format.").add_argument
-    add("inputs", nargs="+", metavar="IN", help="picture files and folders")
-    add("-o", "--output", required=True, metavar="OUT",
-        help="output folder (for one input file also an output file)")
+    add("inputs", nargs="+", metavar="IN", help="picture files and folders; - for standard input")
+    add("-o", "--output", metavar="OUT", help="output folder; for one input file also an output "
+        "file, or - for standard output")
+    add("--in-place", action="store_true", help="replace the pictures, each when its result is "
+        "complete; instead of -o")
     add("--model", metavar="NAME|WORKDIR|FILE", help="name from `lljax models`, workdir of a "
         "training, or .safetensors file; default: the first of `lljax models`")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the "
         "model's config, e.g. denoise.name=nlm; may be repeated")
     add("--seed", type=int, default=0, metavar="N", help="of what a method draws, e.g. the noise "
         "that diffusion starts from; the same seed gives the same picture (default: 0)")
+    add("--strength", default="1", metavar="0..1|auto", help="share of the change that is made; "
+        "auto: by how dark the picture is, so that well-lit ones stay (default: 1)")
+    add("--protect-highlights", type=float, default=0.0, metavar="0..1",
+        help="how far bright places go back to what they were (default: 0)")
+    add("--denoise", default="none", metavar="none|nlm|bm3d", help="filter of the result, most "
+        "where the picture was dark; needs pip install 'lljax[denoise]' (default: none)")
+    add("--tta", action="store_true", help="mean over the picture's eight flips and quarter turns: "
+        "eight times the work, less noise")
+    add("--compare", metavar="all|MODEL,...", help="write no results but sheets, NAME_compare.jpg: "
+        "the picture and what each model makes of it, side by side")
     add("--save-maps", action="store_true", help="beside each result write what the method made "
         "it of (curves, reflectance, illumination, ...) as PNG pictures, NAME_MAP.png")
     add("--overwrite", action="store_true", help="replace existing outputs")
+    add("--skip-existing", action="store_true", help="leave out pictures whose output exists")
+    add("--dry-run", action="store_true", help="only print what would be written")
+    add("--json", metavar="FILE|-", help="write a summary: what became of each file, and with what")
     add("--quiet", action="store_true", help="no progress bar")
 
     command("models", _models, "List the methods, and the weights that come with lljax.")
@@ -153,198 +171,145 @@ def _check_flags(arguments: Sequence[str], parser: _Parser) -> None:
 
 def _enhance(options: argparse.Namespace) -> int:
     start = time.perf_counter()
-    jobs, failed = _plan(options.inputs, options.output, options.overwrite)
+    _check_enhance(options)
+    from lljax.inference import folder
+    from lljax.inference.control import Control
+    control = Control(_number(options.strength), options.denoise, options.protect_highlights,
+                      options.tta)
+    existing = ("replace" if options.overwrite else "skip" if options.skip_existing else "refuse")
+    plan = folder.plan(options.inputs, None if options.in_place else options.output, existing,
+                       bool(options.compare))
+    if options.dry_run:
+        return _show_plan(plan)
+    if options.json:
+        folder.check_summary(options.json)
+    names, work, enhancers = [], None, {}
+    if plan.jobs:
+        from lljax import parallel
+        parallel.keep_programs()
+        enhancers = _load(options)
+        folder.make_folders(plan.jobs)
+        if options.save_maps:
+            names = enhancers[_model(options)].drawn()
+            if not names:
+                raise InputError(f"--save-maps: the method of {_model(options)} has no maps that "
+                                 "can be drawn")
+            plan = folder.plan_maps(plan, names, options.overwrite)
+        work = (folder.comparing(enhancers, control) if options.compare else
+                folder.enhancing(*enhancers.values(), control, options.save_maps))
+    ready = time.perf_counter() - start
+    done = _progress(plan, work, options.quiet)
+    compiled = sum(enhancer.compile_seconds for enhancer in enhancers.values())
+    seconds = {"import": ready, "compile": compiled,
+               "run": time.perf_counter() - start - ready - compiled}
+    summary = folder.summary(done, plan, models=list(enhancers) or _models_of(options),
+                             control=vars(control), seconds=seconds)
+    if options.json:
+        from lljax.evaluation import evaluate
+        folder.write_summary(options.json, {**summary, "versions": evaluate.versions()})
+    totals = summary["totals"]
+    skipped = f"{totals['skipped']} skipped, " if options.skip_existing else ""
+    place = "standard output" if options.output == "-" else options.output or "place"
+    spent = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
+    print(f"{totals['enhanced']} enhanced, {skipped}{totals['failed']} failed; in {place}; "
+          f"{sum(seconds.values()):.1f} s ({spent})",
+          file=sys.stderr if "-" in (options.output, options.json) else sys.stdout)
+    return 1 if totals["failed"] else 0
+
+
+def _check_enhance(options: argparse.Namespace) -> None:
+    """Refuses options that contradict each other."""
+    given = [flag for flag, value in (
+        ("--model", options.model), ("--set", options.set), ("--save-maps", options.save_maps),
+        ("--in-place", options.in_place)) if value]
+    if options.compare and given:
+        raise InputError(f"--compare names the models and writes sheets only: leave out "
+                         f"{', '.join(given)}")
+    if bool(options.output) == options.in_place:
+        raise InputError("give -o/--output, or --in-place to replace the pictures" +
+                         ("; not both" if options.output else ""))
+    if options.skip_existing and (options.overwrite or options.in_place):
+        raise InputError("--skip-existing contradicts "
+                         + ("--overwrite" if options.overwrite else "--in-place"))
+    if options.dry_run and options.json:
+        raise InputError("--dry-run writes nothing, so there is no --json")
+    if options.in_place and "-" in options.inputs:
+        raise InputError("standard input cannot be replaced: leave out --in-place")
+    if options.output == "-":
+        if options.save_maps or options.json == "-":
+            other = "--save-maps" if options.save_maps else "--json -"
+            raise InputError("-o - writes the picture to standard output, and nothing else fits "
+                             f"there: leave out {other}")
+        if sys.stdout.isatty():
+            raise InputError("-o - would write the picture's bytes to this terminal; send them to "
+                             "a file or program (> or |)")
+
+
+def _number(text: str) -> float | str:
+    """A number, or the word there is instead."""
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _model(options: argparse.Namespace) -> str:
     from lljax import weights
     model = options.model or next(iter(weights.shipped()), None)
     if model is None:
         raise InputError("no weights come with this version of lljax: give --model a workdir of a "
                          "training or a .safetensors file (see `lljax convert`)")
-    from lljax import parallel
-    parallel.keep_programs()
-    from lljax.inference import enhancer as enhancer_lib
-    enhancer = enhancer_lib.load(model, options.seed, options.set)
-    _make_folders(target for _, target in jobs)
-    if options.save_maps:
-        names = enhancer.drawn()
-        if not names:
-            raise InputError(f"--save-maps: the method of {model} has no maps that can be drawn")
-        jobs, refused = _plan_maps(jobs, names, options.overwrite)
-        failed += refused
+    return model
+
+
+def _models_of(options: argparse.Namespace) -> list[str]:
+    """The models that are asked for."""
+    if not options.compare:
+        return [_model(options)]
+    from lljax import weights
+    names = (list(weights.shipped()) if options.compare == "all" else
+             list(dict.fromkeys(filter(None, options.compare.split(",")))))
+    if not names:
+        raise InputError("--compare: no weights come with this version of lljax; name workdirs or "
+                         ".safetensors files")
+    return names
+
+
+def _load(options: argparse.Namespace) -> dict[str, Enhancer]:
+    """The enhancers that are asked for, by name."""
+    from lljax.inference import enhancer
+    return {name: enhancer.load(name, options.seed, options.set) for name in _models_of(options)}
+
+
+def _show_plan(plan: Plan) -> int:
+    for job in plan.jobs:
+        print(f"{job.file} -> {job.target}")
+    for _, message in plan.refused:
+        print(f"error: {message}", file=sys.stderr)
+    print(f"would enhance {len(plan.jobs)}, skip {len(plan.skipped)}, refuse {len(plan.refused)}; "
+          "nothing was written")
+    return 1 if plan.refused else 0
+
+
+def _progress(plan: Plan, work: Work | None, quiet: bool) -> list[Done]:
+    """Does what is planned; shows how far it is, and what goes wrong."""
     from PIL import Image
     from tqdm import tqdm
-    ready = time.perf_counter() - start
+
+    from lljax.inference import folder
     # Pillow warns of large pictures at half the size at which it refuses them.
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-    done = 0
-    with tqdm(total=len(jobs), unit="picture", file=sys.stderr, leave=False,
-              disable=options.quiet or not sys.stderr.isatty()) as bar:
-        for message in failed:
+    done = []
+    with tqdm(total=len(plan.jobs), unit="picture", file=sys.stderr, leave=False,
+              disable=quiet or not sys.stderr.isatty()) as bar:
+        for _, message in plan.refused:
             bar.write(f"error: {message}", file=sys.stderr)
-        for _, error in _run(enhancer, jobs, options.save_maps):
+        for one in folder.run(plan.jobs, work):
+            done.append(one)
             bar.update()
-            if error is None:
-                done += 1
-            else:
-                failed.append(error)
-                bar.write(f"error: {error}", file=sys.stderr)
-    spent = time.perf_counter() - start
-    print(f"{done} enhanced, {len(failed)} failed; in {options.output}; {spent:.1f} s (import "
-          f"{ready:.1f}, compile {enhancer.compile_seconds:.1f}, "
-          f"run {spent - ready - enhancer.compile_seconds:.1f})")
-    return 1 if failed else 0
-
-
-def _plan(inputs: Sequence[str], output: str,
-          overwrite: bool) -> tuple[list[tuple[str, str]], list[str]]:
-    """(input, output) pairs to do, and the messages of those refused."""
-    from lljax import images
-    found = images.find(inputs)
-    suffix = os.path.splitext(output)[1].lower()
-    single = (len(inputs) == 1 and os.path.isfile(inputs[0]) and suffix in images.FORMATS
-              and not os.path.isdir(output))
-    if single:
-        jobs = [(found[0][0], output)]
-    else:
-        if os.path.exists(output) and not os.path.isdir(output):
-            raise InputError(f"{output}: is a file; the output of several pictures is a folder")
-        inside = os.path.realpath(output) + os.sep  # results of an earlier run are no inputs
-        within = [os.path.realpath(path) + os.sep for path in inputs]
-        skip = any(inside.startswith(path) and inside != path for path in within)
-        jobs = [(file, os.path.join(output, images.output_name(name))) for file, name in found
-                if not (skip and os.path.realpath(file).startswith(inside))]
-    if not jobs:
-        raise InputError(f"{', '.join(inputs)}: no pictures there "
-                         f"({', '.join(sorted(images.READABLE))})")
-    owner: dict[str, str] = {}
-    jobs = list(dict.fromkeys(jobs))  # a file may be named twice, by itself and in its folder
-    for file, target in jobs:
-        # Compared without case: two such names are one file on many systems.
-        other = owner.setdefault(os.path.realpath(target).lower(), file)
-        if other != file:
-            raise InputError(f"{other} and {file} would both be written to {target}; "
-                             "run them one after the other, into different folders")
-        if os.path.realpath(file) == os.path.realpath(target):
-            raise InputError(f"{file}: input and output are the same file; "
-                             "choose another output folder")
-    todo, refused = [], []
-    for file, target in jobs:
-        if os.path.exists(target) and not overwrite:
-            refused.append(f"{file}: {target} exists already; --overwrite replaces it")
-        else:
-            todo.append((file, target))
-    return todo, refused
-
-
-def _make_folders(targets: Iterable[str]) -> None:
-    """Makes the folders of the results before work starts.
-
-    Raises:
-      InputError: one cannot be made or written into.
-    """
-    for folder in sorted({os.path.dirname(target) or "." for target in targets}):
-        try:
-            os.makedirs(folder, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"cannot make the folder {folder}: {error.strerror}; choose another "
-                             "-o") from error
-        if not os.access(folder, os.W_OK):
-            raise InputError(f"cannot write into {folder}: permission denied; choose another -o")
-
-
-def _map_file(target: str, name: str) -> str:
-    return f"{os.path.splitext(target)[0]}_{name}.png"
-
-
-def _plan_maps(jobs: Sequence[tuple[str, str]], names: Sequence[str],
-               overwrite: bool) -> tuple[list[tuple[str, str]], list[str]]:
-    """`jobs` whose maps may be written too, and the messages of those refused.
-
-    Raises:
-      InputError: a map would take the place of an input, of a result or of another map.
-    """
-    taken = {}  # a path, compared without case as in _plan -> what it is
-    for file, target in jobs:
-        taken[os.path.realpath(target).lower()] = f"the result of {file}"
-    for file, _ in jobs:
-        taken[os.path.realpath(file).lower()] = "an input"
-    todo, refused = [], []
-    for file, target in jobs:
-        paths = [_map_file(target, name) for name in names]
-        for path in paths:
-            mine = f"a map of {file}"
-            other = taken.setdefault(os.path.realpath(path).lower(), mine)
-            if other != mine:
-                raise InputError(f"{path} would be both {mine} and {other}; rename one picture, "
-                                 "or enhance them one after the other into different folders")
-        if not overwrite and (existing := [path for path in paths if os.path.exists(path)]):
-            refused.append(f"{file}: {existing[0]} exists already; --overwrite replaces it")
-        else:
-            todo.append((file, target))
-    return todo, refused
-
-
-def _run(enhancer, jobs: Sequence[tuple[str, str]],
-         save_maps: bool) -> Iterator[tuple[str, str | None]]:
-    """Enhances the jobs; yields (input, None or what went wrong) as each is finished.
-
-    Reading and writing run in threads beside the network, a few pictures ahead and behind: memory
-    does not grow with the number of files.
-    """
-    import dataclasses
-    from collections import deque
-    from concurrent.futures import ThreadPoolExecutor
-
-    from lljax import images
-
-    def enhance(pixels):
-        return enhancer.draw(pixels) if save_maps else (enhancer(pixels), {})
-
-    def write(target, picture, maps):
-        for name, drawn in maps.items():
-            images.write(_map_file(target, name), images.drawing(drawn))
-        images.write(target, picture)  # last: a result says that its maps are there
-
-    def attempt(file, function, *arguments):
-        # Whatever one file brings about, the others go on; the message says what it was.
-        try:
-            return function(*arguments), None
-        except InputError as error:
-            text = str(error)
-            return None, text if file in text else f"{file}: {text}"
-        except Exception as error:
-            text = " ".join(str(error).split())
-            return None, f"{file}: {type(error).__name__}: {text}"
-
-    ahead = 2
-    with ThreadPoolExecutor(ahead) as readers, ThreadPoolExecutor(ahead) as writers:
-        reading, writing, rest = deque(), deque(), iter(jobs)
-
-        def read_next():
-            for file, target in rest:
-                reading.append((file, target, readers.submit(attempt, file, images.read, file)))
-                return
-
-        def written():
-            file, future = writing.popleft()
-            return file, future.result()[1]
-
-        for _ in range(ahead):
-            read_next()
-        while reading:
-            file, target, future = reading.popleft()
-            picture, error = future.result()
-            read_next()
-            if error is None:
-                found, error = attempt(file, enhance, picture.pixels)
-            if error is not None:
-                yield file, error
-                continue
-            picture = dataclasses.replace(picture, pixels=found[0])
-            writing.append((file, writers.submit(attempt, file, write, target, picture, found[1])))
-            if len(writing) > ahead:
-                yield written()
-        while writing:
-            yield written()
+            if one.error is not None:
+                bar.write(f"error: {one.error}", file=sys.stderr)
+    return done
 
 
 def _models(options: argparse.Namespace) -> int:

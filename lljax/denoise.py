@@ -120,10 +120,33 @@ def denoise(config: ConfigDict, reflectance: Array, illumination: Array) -> Arra
     if reflectance.shape[-1] != 3 or illumination.shape != (*reflectance.shape[:-1], 1):
         raise ValueError(f"denoise: reflectance {reflectance.shape} must be [B, H, W, 3] and "
                          f"illumination {illumination.shape} the same with one channel")
-    function = functools.partial({"nlm": _nlm, "bm3d": _bm3d}[config.name], config)
-    filtered = _on_host(function, reflectance)
+    smooth = _on_host(functools.partial(filtered, config), reflectance)
     share = (1 - illumination.clip(0, 1)) ** config.power
-    return reflectance + share * (filtered - reflectance)
+    return reflectance + share * (smooth - reflectance)
+
+
+def filtered(config: ConfigDict, picture: np.ndarray) -> np.ndarray:
+    """A picture filtered everywhere alike, on the host.
+
+    Args:
+      config: as `default()`, checked by `check`; not "none".
+      picture: float [H, W, 3] in [0, 1].
+
+    Returns:
+      Float of 32 or 64 bit, [H, W, 3].
+    """
+    return {"nlm": _nlm, "bm3d": _bm3d}[config.name](config, picture)
+
+
+def noise(picture: np.ndarray) -> float:
+    """Estimated standard deviation of the noise of a picture, float [H, W, 3] in [0, 1].
+
+    Source: Donoho and Johnstone, 1994: the median of the finest diagonal (here Haar) wavelet
+      coefficients over that of a standard normal one.
+    """
+    x = picture[:picture.shape[0] // 2 * 2, :picture.shape[1] // 2 * 2]
+    finest = (x[::2, ::2] - x[1::2, ::2] - x[::2, 1::2] + x[1::2, 1::2]) / 2
+    return float(np.median(np.abs(finest))) / 0.6745 if finest.size else 0.0
 
 
 def _on_host(function: Callable[[np.ndarray], np.ndarray], pictures: Array) -> Array:
@@ -177,15 +200,6 @@ def _bm3d(config: ConfigDict, picture: np.ndarray) -> np.ndarray:
 
 
 def _sigma(config: ConfigDict, picture: np.ndarray) -> float:
-    """The noise that the filter is told.
-
-    Source of the estimate: Donoho and Johnstone, 1994: the median of the finest diagonal
-      (here Haar) wavelet coefficients over that of a standard normal one.
-    """
-    sigma = config.sigma
-    if not sigma:
-        x = picture[:picture.shape[0] // 2 * 2, :picture.shape[1] // 2 * 2]
-        finest = (x[::2, ::2] - x[1::2, ::2] - x[::2, 1::2] + x[1::2, 1::2]) / 2
-        sigma = float(np.median(np.abs(finest))) / 0.6745 if finest.size else 0.0
+    """The noise that the filter is told."""
     # A noiseless picture is left as it is, rather than divided by zero.
-    return max(config.strength * sigma, 1e-6)
+    return max(config.strength * (config.sigma or noise(picture)), 1e-6)

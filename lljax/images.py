@@ -221,6 +221,8 @@ def output_name(name: str) -> str:
 def atomic(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     """Opens a file that takes the name `path` only when the block ends without an error.
 
+    A file that it replaces hands on its permissions, and goes only when the new one is on the disk.
+
     Yields:
       A binary file in the same folder, removed if the block fails.
     """
@@ -230,6 +232,10 @@ def atomic(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     try:
         with open(temporary, "xb") as file:
             yield file
+            if os.path.exists(path):
+                os.chmod(temporary, os.stat(path).st_mode & 0o7777)
+                file.flush()
+                os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):  # it may not have been made

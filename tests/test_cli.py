@@ -1,5 +1,7 @@
 """The installed command, run as a user runs it, on a folder of awkward files."""
 
+import io
+import json
 import os
 import pathlib
 import shutil
@@ -12,9 +14,11 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from lljax import cli, weights
+from lljax import cli, images, weights
 from lljax import config as config_lib
 from lljax import method as method_lib
+from lljax.errors import InputError
+from lljax.inference import folder
 from tests.test_convert import official
 
 BAD = ("cut.jpg", "text.png", "empty.bmp", "deep.png")
@@ -136,8 +140,8 @@ def test_an_output_folder_inside_the_input_is_no_input(ugly, model):
 def test_heic_and_raw_get_suffixes_that_can_be_written(ugly, tmp_path):
     for name in ("IMG_1.HEIC", "IMG_1.CR2", "IMG_2.nef"):
         (ugly / "sub" / name).touch()
-    jobs, _ = cli._plan([str(ugly / "sub")], str(tmp_path / "out"), False)
-    names = {os.path.basename(file): os.path.basename(target) for file, target in jobs}
+    jobs = folder.plan([str(ugly / "sub")], str(tmp_path / "out")).jobs
+    names = {os.path.basename(job.file): os.path.basename(job.target) for job in jobs}
     assert names == {"IMG_1.HEIC": "IMG_1.jpg", "IMG_1.CR2": "IMG_1.tif", "IMG_2.nef": "IMG_2.tif",
                      "cmyk.tif": "cmyk.tif", "grey16.png": "grey16.png"}
 
@@ -211,6 +215,252 @@ def test_mistakes_are_one_line_before_any_work(ugly, model, tmp_path):
         assert result.returncode == 2, (arguments, result)
         assert result.stderr.count("\n") == 1 and message in result.stderr, result.stderr
     assert tree(tmp_path) == before and not out.exists()
+
+
+def here(*arguments):
+    """The command without a process of its own."""
+    return cli.main(["lljax", *map(str, arguments)])
+
+
+@pytest.fixture
+def two(tmp_path):
+    folder = tmp_path / "two"
+    (folder / "sub").mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for name in ("a.png", "sub/b.png"):
+        Image.fromarray(rng.integers(0, 90, (64, 64, 3)).astype(np.uint8)).save(folder / name)
+    return folder
+
+
+def pixels(path):
+    return np.asarray(Image.open(path)).astype(int)
+
+
+def test_controls_reach_the_result(two, model, tmp_path):
+    low = pixels(two / "a.png")
+    cases = {"plain": (), "none": ("--strength", "0"), "half": ("--strength", "0.5"),
+             "auto": ("--strength", "auto"), "kept": ("--protect-highlights", "1"),
+             "nlm": ("--denoise", "nlm"), "tta": ("--tta",)}
+    result = {}
+    for name, options in cases.items():
+        assert here("enhance", two / "a.png", "-o", tmp_path / name, "--model", model,
+                    *options) == 0
+        result[name] = pixels(tmp_path / name / "a.png")
+    np.testing.assert_array_equal(result["none"], low)
+    assert np.abs(result["half"] - (low + result["plain"]) / 2).max() <= 0.51
+    np.testing.assert_array_equal(result["auto"], result["plain"])  # it is dark
+    luma = (low @ [0.299, 0.587, 0.114])[..., None] / 255
+    assert np.abs(result["kept"] - result["plain"] - luma**2 * (low - result["plain"])).max() < 0.6
+    assert result["nlm"].std() < result["plain"].std()
+    assert 0 < np.abs(result["tta"] - result["plain"]).max() < 60
+
+
+def test_controls_and_maps_give_the_same_result(two, model, tmp_path):
+    for options in (("--strength", "0.5"), ("--tta",)):
+        for maps in ((), ("--save-maps",)):
+            assert here("enhance", two, "-o", tmp_path / f"{len(maps)}", "--model", model,
+                        "--overwrite", *options, *maps) == 0
+        for name, content in tree(tmp_path / "0").items():
+            assert tree(tmp_path / "1")[name] == content
+    assert (tmp_path / "1" / "sub" / "b_curves.png").exists()
+
+
+def test_a_second_run_skips_what_is_there(two, model, tmp_path, capsys, monkeypatch):
+    out = tmp_path / "out"
+    here("enhance", two / "sub", "-o", out / "sub", "--model", model)
+    before = (out / "sub" / "b.png").stat().st_mtime_ns
+    assert here("enhance", two, "-o", out, "--model", model, "--skip-existing") == 0
+    assert "1 enhanced, 1 skipped, 0 failed" in capsys.readouterr().out
+    assert (out / "a.png").exists() and (out / "sub" / "b.png").stat().st_mtime_ns == before
+    monkeypatch.setattr(weights, "load", None)  # with nothing to do no model is read
+    assert here("enhance", two, "-o", out, "--model", model, "--skip-existing") == 0
+    assert "0 enhanced, 2 skipped" in capsys.readouterr().out
+
+
+def test_a_dry_run_writes_nothing_and_needs_no_model(two, tmp_path, capsys):
+    before = tree(tmp_path)
+    assert here("enhance", two, "-o", tmp_path / "out", "--dry-run", "--model", "none") == 0
+    said = capsys.readouterr().out
+    assert f"{two / 'sub' / 'b.png'} -> {tmp_path / 'out' / 'sub' / 'b.png'}\n" in said
+    assert "would enhance 2, skip 0, refuse 0" in said
+    (tmp_path / "out").mkdir()
+    shutil.copy(two / "a.png", tmp_path / "out")
+    assert here("enhance", two, "-o", tmp_path / "out", "--dry-run") == 1
+    assert "exists already" in capsys.readouterr().err
+    shutil.rmtree(tmp_path / "out")
+    assert tree(tmp_path) == before
+
+
+def test_the_summary_for_programs(two, model, tmp_path, capsys):
+    (two / "c.png").write_text("no picture")
+    Image.new("RGB", (30, 20)).save(two / "d.png")
+    here("enhance", two / "d.png", "-o", tmp_path / "out", "--model", model)
+    capsys.readouterr()
+    command = ("enhance", two, "-o", tmp_path / "out", "--model", model, "--strength", "0.5")
+    assert here(*command, "--json", "-", "--skip-existing") == 1
+    said, err = capsys.readouterr()
+    found = json.loads(said)
+    assert "2 enhanced, 1 skipped, 1 failed" in err
+    assert found["totals"] == {"enhanced": 2, "failed": 1, "skipped": 1}
+    assert found["models"] == [str(model)] and found["versions"]["jax"] == jax.__version__
+    assert found["control"]["strength"] == 0.5 and found["seconds"]["run"] > 0
+    files = {os.path.basename(file["input"]): file for file in found["files"]}
+    assert len(found["files"]) == 4 and files["d.png"]["skipped"]
+    assert files["b.png"]["output"] == str(tmp_path / "out" / "sub" / "b.png")
+    assert (files["b.png"]["width"], files["b.png"]["height"]) == (64, 64)
+    assert files["b.png"]["seconds"] > 0 and files["b.png"]["error"] is None
+    assert "c.png: not a picture" in files["c.png"]["error"] and files["c.png"]["width"] is None
+
+    summary = tmp_path / "new" / "done.json"
+    for _ in range(2):  # an earlier summary is replaced, nothing else
+        assert here(*command, "--json", summary, "--overwrite") == 1
+    assert json.loads(summary.read_text())["totals"]["enhanced"] == 3
+    for content in ("{}", "[]", "mine"):
+        summary.write_text(content)
+        with pytest.raises(InputError, match="left alone"):
+            here(*command, "--json", summary, "--overwrite")
+        assert summary.read_text() == content
+
+
+def test_in_place(two, model, tmp_path, capsys):
+    (two / "c.png").write_text("no picture")
+    (two / "link.png").symlink_to(two / "a.png")
+    (two / "a.png").chmod(0o640)
+    here("enhance", two, "-o", tmp_path / "out", "--model", model)
+    before = tree(two)
+    assert here("enhance", two, two / "a.png", "--in-place", "--model", model) == 1
+    assert "2 enhanced, 1 failed; in place" in capsys.readouterr().out
+    after = tree(two)
+    assert set(after) == set(before) and after["c.png"] == before["c.png"]
+    assert (two / "link.png").is_symlink() and (two / "a.png").stat().st_mode & 0o777 == 0o640
+    for name in ("a.png", "sub/b.png"):
+        np.testing.assert_array_equal(pixels(two / name), pixels(tmp_path / "out" / name))
+
+
+def test_in_place_loses_nothing_when_writing_fails(two, model, monkeypatch, capsys):
+    before = tree(two)
+
+    def full(self, file, *arguments, **options):
+        file.write(b"half of it")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", full)
+    assert here("enhance", two, "--in-place", "--model", model) == 1
+    assert capsys.readouterr().err.count("No space left") == 2
+    assert tree(two) == before
+
+
+def test_through_a_pipe(two, model, tmp_path):
+    here("enhance", two / "a.png", "-o", tmp_path / "out", "--model", model)
+    command = [sys.executable, "-m", "lljax.cli", "enhance", "-", "-o", "-", "--model", model]
+    done = subprocess.run(command, input=(two / "a.png").read_bytes(), capture_output=True,
+                          timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == (tmp_path / "out" / "a.png").read_bytes()
+    assert done.stderr.startswith(b"1 enhanced, 0 failed; in standard output")
+
+
+class Stream:
+    """Standard input or output of bytes."""
+
+    def __init__(self, content=b""):
+        self.buffer = io.BytesIO(content)
+
+    def isatty(self):
+        return False
+
+
+def test_a_file_to_a_stream_and_back(two, model, tmp_path, monkeypatch, capsys):
+    here("enhance", two / "a.png", "-o", tmp_path / "out", "--model", model)
+    monkeypatch.setattr(sys, "stdout", Stream())
+    assert here("enhance", two / "a.png", "-o", "-", "--model", model) == 0
+    assert sys.stdout.buffer.getvalue() == (tmp_path / "out" / "a.png").read_bytes()
+    monkeypatch.undo()
+    monkeypatch.setattr(sys, "stdin", Stream((two / "a.png").read_bytes()))
+    assert here("enhance", "-", "-o", tmp_path / "b.png", "--model", model) == 0
+    np.testing.assert_array_equal(pixels(tmp_path / "b.png"), pixels(tmp_path / "out" / "a.png"))
+    monkeypatch.setattr(sys, "stdin", Stream(b"no picture"))
+    capsys.readouterr()
+    assert here("enhance", "-", "-o", tmp_path / "c.png", "--model", model) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("error: standard input: ") and error.count("\n") == 1
+    assert not (tmp_path / "c.png").exists()
+
+
+def test_a_sheet_of_models(two, model, tmp_path, capsys):
+    other = tmp_path / "other.safetensors"
+    shutil.copy(model, other)
+    Image.new("L", (30, 20), 40).save(two / "sub" / "small.jpg")
+    assert here("enhance", two, "-o", tmp_path / "out", "--compare", f"{model},{other}",
+                "--strength", "0.5") == 0
+    assert set(tree(tmp_path / "out")) == {
+        "a_compare.jpg", "sub/b_compare.jpg", "sub/small_compare.jpg"}
+    sheet = pixels(tmp_path / "out" / "a_compare.jpg")
+    assert sheet.shape == (108, 512, 3)  # three of 64 x 64 in cells as wide as their names need
+    low, first, second = (sheet[8:72, left:left + 64] for left in (8, 176, 344))
+    assert np.abs(low - pixels(two / "a.png")).mean() < 12 and first.mean() > low.mean() + 20
+    assert np.abs(first - second).mean() < 1
+    assert sheet[72:, 8:168].min() < 60  # a name is written there
+    assert here("enhance", two, "-o", tmp_path / "all", "--compare", "all") == 0
+    assert len(tree(tmp_path / "all")) == 3
+    shutil.copy(two / "a.png", two / "a.bmp")
+    with pytest.raises(InputError, match="both be written to"):
+        here("enhance", two, "-o", tmp_path / "c", "--compare", "all")
+
+
+@pytest.mark.parametrize("options, message", [
+    (("--strength", "1.5"), "strength is 1.5"), (("--strength", "much"), "strength is 'much'"),
+    (("--denoise", "nml"), 'Did you mean "nlm"'),
+    (("--protect-highlights", "7"), "protect_highlights is 7"),
+    (("--protect-highlights", "x"), "invalid float"), (("--in-place",), "not both"),
+    (("--skip-existing", "--overwrite"), "--skip-existing contradicts --overwrite"),
+    (("--dry-run", "--json", "-"), "--dry-run writes nothing"),
+    (("--json", "summary.txt"), "ends in .json"),
+    (("--compare", "all", "--model", "zerodce"), "leave out --model"),
+    (("--compare", "zerodcf"), 'Did you mean "zerodce"'),
+    (("--compare", ","), "--compare")])
+def test_options_that_cannot_be(two, tmp_path, options, message):
+    before = tree(tmp_path)
+    with pytest.raises(InputError, match=message) as error:
+        here("enhance", two, "-o", tmp_path / "out", *options)
+    assert "\n" not in str(error.value) and tree(tmp_path) == before
+
+
+@pytest.mark.parametrize("arguments, message", [
+    (("-",), "give -o"), (("-", ".", "-o", "folder"), "- stands for standard input"),
+    (("-", "-o", "folder"), "has no name"),
+    (("-", "--in-place"), "cannot be replaced"), ((".", "-o", "-"), "give one input file"),
+    (("-", "-o", "-", "--save-maps"), "leave out --save-maps"),
+    (("-", "-o", "-", "--json", "-"), "leave out --json -")])
+def test_streams_that_cannot_be(arguments, message):
+    with pytest.raises(InputError, match=message):
+        here("enhance", *arguments)
+
+
+def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
+    """At most a few pictures are read and not yet written."""
+    for i in range(30):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
+    (tmp_path / "out").mkdir()
+    jobs = folder.plan([str(tmp_path)], str(tmp_path / "out")).jobs
+    count = {"read": 0, "written": 0, "most": 0}
+    real_read, real_write = images.read, images.write
+
+    def read(*arguments):
+        count["read"] += 1
+        count["most"] = max(count["most"], count["read"] - count["written"])
+        return real_read(*arguments)
+
+    def write(*arguments):
+        real_write(*arguments)
+        count["written"] += 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "read", read)
+        patch.setattr(images, "write", write)
+        done = list(folder.run(jobs, lambda picture: (picture, {})))
+    assert [one.job for one in done] == jobs and len(done) == count["written"] == 30
+    assert count["most"] <= 3 * max(2, min(8, (os.cpu_count() or 1) // 2)) + 2
 
 
 def test_convert_says_what_it_wrote(tmp_path):

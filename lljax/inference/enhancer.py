@@ -28,6 +28,7 @@ from lljax import config as config_lib
 from lljax import images, weights
 from lljax import method as method_lib
 from lljax.errors import InputError, unknown
+from lljax.inference import control
 
 # Sides of tiles in pixels, and what starting one costs beside its own pixels (as pixels of its
 # side). The CPU's were chosen by measurement: from 64 to 176 the time a pixel is nearly flat, above
@@ -128,29 +129,32 @@ class Enhancer:
         """Number of programs compiled so far."""
         return len(self._compiled)
 
-    def __call__(self, image: Any) -> Any:
+    def __call__(self, image: Any, **controls: Any) -> Any:
         """Enhances a picture or a batch.
 
         Args:
           image: uint8, uint16 or float array (numpy or JAX) [H, W, 3] or [B, H, W, 3], floats in
             [0, 1]; or a PIL image (as it lies in memory: no orientation tag is applied).
+          **controls: `strength`, `denoise`, `protect_highlights`, `tta`; see `control.Control`.
 
         Returns:
           The same type, dtype and size, floats clipped to [0, 1]. A PIL image stays grey if it
           was and keeps its alpha; a palette becomes RGB or RGBA, CMYK becomes RGB.
 
         Raises:
-          InputError: another shape or dtype, or floats outside [0, 1].
+          InputError: another shape or dtype, floats outside [0, 1], or a control that cannot be.
         """
+        enhance = functools.partial(control.enhance, self._enhance,
+                                    control=control.Control(**controls))
         if isinstance(image, Image.Image):
             picture = images.from_pil(image)
-            pixels = self._enhance(picture.pixels)
+            pixels = enhance(picture.pixels)
             return images.to_pil(dataclasses.replace(picture, pixels=pixels))
         pixels = _checked(image)
         if pixels.ndim == 4:
-            result = np.stack([self._enhance(one) for one in pixels])
+            result = np.stack([enhance(one) for one in pixels])
         else:
-            result = self._enhance(pixels)
+            result = enhance(pixels)
         return jax.numpy.asarray(result) if isinstance(image, jax.Array) else result
 
     def explain(self, image: Any) -> dict[str, np.ndarray]:

@@ -1,0 +1,448 @@
+"""Files and folders of pictures: what is to be done (`plan`), doing it (`run`), and a summary.
+
+Nothing is read or written while planning, so a dry run is a plan that is not run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from lljax import images
+from lljax.errors import InputError
+from lljax.inference import control as control_lib
+from lljax.inference.enhancer import Enhancer
+
+STREAM = "-"  # standard input or output in place of a file
+CELL = 640  # px, longest side of a picture in a sheet
+_MADE_BY = "lljax enhance"
+
+
+class Job(NamedTuple):
+    """One picture to do.
+
+    Attributes:
+      file: where it is, or `STREAM`.
+      target: where its result goes, or `STREAM`.
+    """
+
+    file: str
+    target: str
+
+    @property
+    def shown(self) -> str:
+        """The input's name in messages."""
+        return "standard input" if self.file == STREAM else self.file
+
+
+class Plan(NamedTuple):
+    """What is to be done.
+
+    Attributes:
+      jobs: to do.
+      skipped: not to do, their results are there.
+      refused: (job, message) of those that cannot be done.
+    """
+
+    jobs: list[Job]
+    skipped: list[Job]
+    refused: list[tuple[Job, str]]
+
+
+class Done(NamedTuple):
+    """A job that has been tried.
+
+    Attributes:
+      job: which.
+      size: (width, height) of the picture in px, None if it could not be read.
+      seconds: spent on it: reading, work and writing, without waiting for other pictures.
+      error: what went wrong, or None.
+    """
+
+    job: Job
+    size: tuple[int, int] | None
+    seconds: float
+    error: str | None
+
+
+Work = Callable[[images.Picture], tuple[images.Picture, dict[str, images.Picture]]]
+
+
+def plan(inputs: Sequence[str], output: str | None, existing: str = "refuse",
+         sheets: bool = False) -> Plan:
+    """What enhancing files and folders will write.
+
+    Args:
+      inputs: picture files and folders, or `STREAM` alone.
+      output: folder, for one input file also a file, or `STREAM`; None replaces the inputs.
+      existing: what happens to a picture whose result exists: "refuse", "skip" or "replace" it.
+      sheets: whether the results are sheets (`comparing`), NAME_compare.jpg.
+
+    Raises:
+      InputError: no pictures; two that would be written to one file, or one onto itself.
+    """
+    if STREAM in inputs and len(inputs) > 1:
+        raise InputError("- stands for standard input; enhance other pictures without it")
+    found = [(STREAM, STREAM)] if list(inputs) == [STREAM] else images.find(inputs)
+    jobs, refused = _targets(inputs, found, output, sheets)
+    if output is None:
+        return Plan(jobs, [], refused)
+    owner: dict[str, str] = {}
+    for job in jobs:
+        if job.target == STREAM:
+            continue
+        # Compared without case: two such names are one file on many systems.
+        other = owner.setdefault(os.path.realpath(job.target).lower(), job.file)
+        if other != job.file:
+            raise InputError(f"{other} and {job.file} would both be written to {job.target}; "
+                             "run them one after the other, into different folders")
+        if os.path.realpath(job.file) == os.path.realpath(job.target):
+            raise InputError(f"{job.file}: input and output are the same file; choose another "
+                             "output folder, or --in-place (without -o) to replace the pictures")
+    todo, there = [], []
+    for job in jobs:
+        exists = job.target != STREAM and os.path.lexists(job.target)
+        (there if exists and existing != "replace" else todo).append(job)
+    if existing == "skip":
+        return Plan(todo, there, refused)
+    return Plan(todo, [], refused + [
+        (job, f"{job.file}: {job.target} exists already; --overwrite replaces it")
+        for job in there])
+
+
+def _targets(inputs: Sequence[str], found: Sequence[tuple[str, str]], output: str | None,
+             sheets: bool) -> tuple[list[Job], list[tuple[Job, str]]]:
+    """The jobs of what was found, and what cannot be one: the only place that makes names."""
+    single = (len(found) == 1 and len(inputs) == 1 and not os.path.isdir(inputs[0]))
+    if output == STREAM:
+        if not single:
+            raise InputError("-o - writes one picture to standard output; give one input file")
+        return [Job(found[0][0], STREAM)], []
+    if output is None:
+        return _replaced(inputs, found, sheets)
+    suffix = os.path.splitext(output)[1].lower()
+    if single and suffix in images.FORMATS and not os.path.isdir(output):
+        return [Job(found[0][0], output)], []
+    if inputs[0] == STREAM:
+        raise InputError("a picture from standard input has no name: give -o a picture file, or "
+                         "- for standard output")
+    if os.path.exists(output) and not os.path.isdir(output):
+        raise InputError(f"{output}: is a file; the output of several pictures is a folder")
+    inside = os.path.realpath(output) + os.sep  # results of an earlier run are no inputs
+    within = [os.path.realpath(path) + os.sep for path in inputs]
+    skip = any(inside.startswith(path) and inside != path for path in within)
+    jobs = [Job(file, os.path.join(output, _named(name, sheets))) for file, name in found
+            if not (skip and os.path.realpath(file).startswith(inside))]
+    # A file may be named twice, by itself and in its folder.
+    return _some(list(dict.fromkeys(jobs)), inputs), []
+
+
+def _replaced(inputs: Sequence[str], found: Sequence[tuple[str, str]],
+              sheets: bool) -> tuple[list[Job], list[tuple[Job, str]]]:
+    """The jobs that replace what was found, and those that would have to but cannot."""
+    # A link stays one; its file is replaced, once, however often it is named.
+    files = {os.path.realpath(file): file for file, _ in reversed(found)}
+    jobs, refused = [], []
+    for target, file in reversed(files.items()):
+        job = Job(file, target)
+        if _named(target, sheets) != target:
+            refused.append((job, f"{file}: cannot be replaced, its format is not written; give -o "
+                            "a folder"))
+        elif not os.access(target, os.W_OK):
+            refused.append((job, f"{file}: cannot be replaced, it is read-only"))
+        else:
+            jobs.append(job)
+    return _some(jobs, inputs, refused), refused
+
+
+def _some(jobs: list[Job], inputs: Sequence[str], refused: Sequence = ()) -> list[Job]:
+    if not jobs and not refused:
+        raise InputError(f"{', '.join(inputs)}: no pictures there "
+                         f"({', '.join(sorted(images.READABLE))})")
+    return jobs
+
+
+def _named(name: str, sheet: bool) -> str:
+    """The result's name for an input's."""
+    return f"{os.path.splitext(name)[0]}_compare.jpg" if sheet else images.output_name(name)
+
+
+def make_folders(jobs: Iterable[Job]) -> None:
+    """Makes the folders of the results before work starts.
+
+    Raises:
+      InputError: one cannot be made or written into.
+    """
+    targets = [job.target for job in jobs if job.target != STREAM]
+    for folder in sorted({os.path.dirname(target) or "." for target in targets}):
+        try:
+            os.makedirs(folder, exist_ok=True)
+        except OSError as error:
+            raise InputError(f"cannot make the folder {folder}: {error.strerror}; choose another "
+                             "-o") from error
+        if not os.access(folder, os.W_OK):
+            raise InputError(f"cannot write into {folder}: permission denied; choose another -o")
+
+
+def map_file(target: str, name: str) -> str:
+    """Where a map of a result goes: beside it."""
+    return f"{os.path.splitext(target)[0]}_{name}.png"
+
+
+def plan_maps(planned: Plan, names: Sequence[str], replace: bool) -> Plan:
+    """A plan whose maps may be written, too.
+
+    Args:
+      planned: of the results.
+      names: the maps', see `Enhancer.drawn`.
+      replace: whether existing maps are replaced.
+
+    Raises:
+      InputError: a map would take the place of an input, of a result or of another map.
+    """
+    taken = {}  # a path, compared without case as in `plan` -> what it is
+    for job in planned.jobs:
+        taken[os.path.realpath(job.target).lower()] = f"the result of {job.file}"
+    for job in planned.jobs:
+        taken[os.path.realpath(job.file).lower()] = "an input"
+    todo, refused = [], list(planned.refused)
+    for job in planned.jobs:
+        paths = [map_file(job.target, name) for name in names]
+        for path in paths:
+            mine = f"a map of {job.file}"
+            other = taken.setdefault(os.path.realpath(path).lower(), mine)
+            if other != mine:
+                raise InputError(f"{path} would be both {mine} and {other}; rename one picture, "
+                                 "or enhance them one after the other into different folders")
+        if not replace and (there := [path for path in paths if os.path.exists(path)]):
+            refused.append((job, f"{job.file}: {there[0]} exists already; --overwrite replaces "
+                                 "it"))
+        else:
+            todo.append(job)
+    return Plan(todo, planned.skipped, refused)
+
+
+def enhancing(enhancer: Enhancer, control: control_lib.Control, maps: bool = False) -> Work:
+    """The work of enhancing a picture, with its maps as pictures if wanted."""
+    def work(picture):
+        pixels, drawings = picture.pixels, {}
+        if maps:
+            enhanced, drawn = enhancer.draw(pixels)
+            if control.tta:
+                enhanced = control_lib.average(enhancer, pixels)
+            result = control_lib.mix(pixels, enhanced, control)
+            drawings = {name: images.drawing(value) for name, value in drawn.items()}
+        else:
+            result = control_lib.enhance(enhancer, pixels, control)
+        return dataclasses.replace(picture, pixels=result), drawings
+    return work
+
+
+def comparing(enhancers: Mapping[str, Enhancer], control: control_lib.Control) -> Work:
+    """The work of enhancing a picture by several models and putting the results on a sheet.
+
+    Args:
+      enhancers: by the names to be written below.
+      control: for all of them.
+    """
+    def work(picture):
+        shown = {"input": _rgb(picture)}
+        for name, enhancer in enhancers.items():
+            pixels = control_lib.enhance(enhancer, picture.pixels, control)
+            shown[name] = _rgb(dataclasses.replace(picture, pixels=pixels))
+        return images.Picture(sheet(shown), format="JPEG"), {}
+    return work
+
+
+def _rgb(picture: images.Picture) -> Image.Image:
+    """A picture as a sheet shows it: at most `CELL` px, 8 bits, without alpha."""
+    pixels = picture.pixels
+    if pixels.dtype != np.uint8:
+        pixels = images.to_uint(images.to_float(pixels), np.uint8)
+    image = images.to_pil(dataclasses.replace(picture, pixels=pixels, alpha=None)).convert("RGB")
+    image.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
+    return image
+
+
+def sheet(pictures: Mapping[str, Image.Image]) -> np.ndarray:
+    """Pictures of one size in rows, at most four a row, their names written below.
+
+    Args:
+      pictures: by name; of a name that is too long the end is shown.
+
+    Returns:
+      uint8 [H, W, 3].
+    """
+    font, gap, bar = ImageFont.load_default(16), 8, 28
+    size = next(iter(pictures.values())).size
+    width, height = max(size[0], 160) + gap, size[1] + bar + gap
+    across = min(4, len(pictures))
+    whole = Image.new("RGB", (across * width + gap, -(-len(pictures) // across) * height + gap),
+                      "white")
+    draw = ImageDraw.Draw(whole)
+    for i, (name, picture) in enumerate(pictures.items()):
+        left, top = gap + i % across * width, gap + i // across * height
+        whole.paste(picture, (left, top))
+        while font.getlength(name) > width - gap:
+            name = name[1:]
+        draw.text((left, top + size[1] + 4), name, "black", font)
+    return np.asarray(whole)
+
+
+def run(jobs: Sequence[Job], work: Work) -> Iterator[Done]:
+    """Does the jobs; yields each when it is finished, in their order but for failed ones.
+
+    Reading and writing run in threads beside the work, a few pictures ahead and behind: memory does
+    not grow with the number of files.
+
+    Args:
+      jobs: what to do; the folders of their targets exist.
+      work: picture -> (result, {name: map}); the maps are written beside the result, before it.
+    """
+    ahead = max(2, min(8, (os.cpu_count() or 1) // 2))
+    with ThreadPoolExecutor(ahead) as readers, ThreadPoolExecutor(ahead) as writers:
+        reading, writing, rest = deque(), deque(), iter(jobs)
+
+        def read_next():
+            for job in rest:
+                reading.append((job, readers.submit(_attempt, job, _read, job.file)))
+                return
+
+        for _ in range(ahead):
+            read_next()
+        while reading:
+            job, future = reading.popleft()
+            picture, spent, error = future.result()
+            read_next()
+            size = None if picture is None else picture.pixels.shape[1::-1]
+            if error is None:
+                found, seconds, error = _attempt(job, work, picture)
+                spent += seconds
+            if error is not None:
+                yield Done(job, size, spent, error)
+                continue
+            writing.append((job, size, spent, writers.submit(
+                _attempt, job, _write, job.target, *found)))
+            del picture, found, future  # else one more is held while the next is waited for
+            if len(writing) > ahead:
+                yield _written(*writing.popleft())
+        while writing:
+            yield _written(*writing.popleft())
+
+
+def _written(job: Job, size: tuple[int, int], spent: float, future: Any) -> Done:
+    _, seconds, error = future.result()
+    return Done(job, size, spent + seconds, error)
+
+
+def _attempt(job: Job, function: Callable, *arguments: Any) -> tuple[Any, float, str | None]:
+    """(what it returns, seconds, what went wrong).
+
+    Whatever one file brings about, the others go on; the message says what it was.
+    """
+    start, result, message = time.perf_counter(), None, None
+    try:
+        result = function(*arguments)
+    except InputError as error:
+        text = str(error)
+        message = text if job.shown in text else f"{job.shown}: {text}"
+    except Exception as error:
+        text = " ".join(str(error).split())
+        message = f"{job.shown}: {type(error).__name__}: {text}"
+    return result, time.perf_counter() - start, message
+
+
+def _read(file: str) -> images.Picture:
+    if file == STREAM:
+        return images.read(sys.stdin.buffer, "standard input")
+    return images.read(file)
+
+
+def _write(target: str, picture: images.Picture, maps: Mapping[str, images.Picture]) -> None:
+    for name, drawn in maps.items():
+        images.write(map_file(target, name), drawn)
+    if target != STREAM:
+        images.write(target, picture)  # last: a result says that its maps are there
+        return
+    sys.stdout.buffer.write(images.encode(picture, picture.format, "standard output"))
+    sys.stdout.buffer.flush()
+
+
+def summary(done: Sequence[Done], planned: Plan, **more: Any) -> dict[str, Any]:
+    """What was done, for programs.
+
+    Args:
+      done: the jobs tried.
+      planned: what was to be done.
+      **more: said of the whole run, e.g. model="zerodce".
+
+    Returns:
+      made_by, `more`, totals {enhanced, failed, skipped}, and files: [{input, output,
+      width, height, seconds, error, skipped}]; width, height, seconds and error are None where
+      there are none.
+    """
+    def entry(job, size=None, seconds=None, error=None, skipped=False):
+        width, height = size or (None, None)
+        return {"input": job.file, "output": job.target, "width": width, "height": height,
+                "seconds": None if seconds is None else round(seconds, 4), "error": error,
+                "skipped": skipped}
+
+    files = [entry(*one) for one in done]
+    files += [entry(job, error=error) for job, error in planned.refused]
+    files += [entry(job, skipped=True) for job in planned.skipped]
+    failed = sum(file["error"] is not None for file in files)
+    return {"made_by": _MADE_BY, **more,
+            "totals": {"enhanced": len(files) - failed - len(planned.skipped), "failed": failed,
+                       "skipped": len(planned.skipped)},
+            "files": files}
+
+
+def check_summary(path: str) -> None:
+    """Refuses a place for a summary where something else is; makes its folder.
+
+    Raises:
+      InputError: it does not end in .json, what is there is no summary, or its folder cannot be
+        made.
+    """
+    if path == STREAM:
+        return
+    if not path.endswith(".json"):
+        raise InputError(f"--json {path}: give a name that ends in .json, or -")
+    if not os.path.lexists(path):
+        make_folders([Job(path, path)])
+        return
+    try:
+        with open(path, encoding="utf-8") as file:
+            ours = json.load(file).get("made_by") == _MADE_BY
+    except (OSError, ValueError, AttributeError):
+        ours = False
+    if not ours:
+        raise InputError(f"{path}: is there already and no earlier summary, so it is left alone; "
+                         "choose another name")
+
+
+def write_summary(path: str, content: Mapping[str, Any]) -> None:
+    """Writes a summary as JSON to a file, or to standard output.
+
+    Raises:
+      InputError: it cannot be written.
+    """
+    text = json.dumps(content, indent=2) + "\n"
+    if path == STREAM:
+        sys.stdout.write(text)
+        return
+    try:
+        with images.atomic(path) as file:
+            file.write(text.encode())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror})") from error
