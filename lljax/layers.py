@@ -306,6 +306,26 @@ class Conv(nn.Module):
         return tuple(down), tuple(across)
 
 
+class Depthwise(nn.Module):
+    """3 x 3 convolution of every channel by itself, zeros outside, torch's default initial values.
+
+    Nine shifted products: XLA's kernel gradient of a grouped convolution is slow on a CPU.
+    """
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[B, h, w, C] -> the same."""
+        h, w, channels = x.shape[1:]
+        default = torch_uniform(9)
+        kernel = self.param("kernel", default, (3, 3, 1, channels))
+        out = self.param("bias", default, (channels,))
+        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+        for i in range(3):
+            for j in range(3):
+                out = out + x[:, i:i + h, j:j + w] * kernel[i, j, 0]
+        return out
+
+
 @jax.custom_vjp
 def _convolve_spread(x: Array, kernel: Array) -> Array:
     return _convolve(x, kernel, 1, ((1, 2), (1, 2)), spread=2)
@@ -516,6 +536,29 @@ def _bilinear_source(old: int, new: int, align_corners: bool) -> tuple[np.ndarra
         at = np.clip((row + 0.5) * (old / new) - 0.5, 0, old - 1)
     below = np.clip(np.floor(at + 1e-9).astype(np.int32), 0, old - 1)
     return below, np.clip(at - below, 0, 1)
+
+
+def shrink(x: Array, factor: int) -> Array:
+    """Bilinear shrinking by a whole factor, without smoothing and without aligned corners.
+
+    It is `resize_bilinear(..., align_corners=False)` to 1 / `factor` of the size: of every cell of
+    `factor` x `factor` pixels the middle one, or the mean of the middle four.
+
+    Args:
+      x: [B, H, W, C], sides that are multiples of `factor`.
+      factor: how many times smaller, 1 or more.
+
+    Returns:
+      [B, H / factor, W / factor, C].
+
+    Raises:
+      ValueError: other sides.
+    """
+    if x.shape[1] % factor or x.shape[2] % factor:
+        raise ValueError(f"shrink: the sides of {x.shape} must be multiples of {factor}")
+    first, second = slice((factor - 1) // 2, None, factor), slice(factor // 2, None, factor)
+    x = (x[:, first] + x[:, second]) / 2
+    return (x[:, :, first] + x[:, :, second]) / 2
 
 
 @flax.struct.dataclass
