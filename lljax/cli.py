@@ -80,7 +80,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     add("-o", "--output", required=True, metavar="OUT",
         help="output folder (for one input file also an output file)")
     add("--model", metavar="NAME|WORKDIR|FILE", help="name from `lljax models`, workdir of a "
-        "training, or .safetensors file; default: the first of `lljax models`")
+        "training, or .safetensors file; default: the one that `lljax models` marks")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the "
         "model's config, e.g. denoise.name=nlm; may be repeated")
     add("--seed", type=int, default=0, metavar="N", help="of what a method draws, e.g. the noise "
@@ -155,10 +155,7 @@ def _enhance(options: argparse.Namespace) -> int:
     start = time.perf_counter()
     jobs, failed = _plan(options.inputs, options.output, options.overwrite)
     from lljax import weights
-    model = options.model or next(iter(weights.shipped()), None)
-    if model is None:
-        raise InputError("no weights come with this version of lljax: give --model a workdir of a "
-                         "training or a .safetensors file (see `lljax convert`)")
+    model = options.model or weights.DEFAULT
     from lljax import parallel
     parallel.keep_programs()
     from lljax.inference import enhancer as enhancer_lib
@@ -355,12 +352,10 @@ def _models(options: argparse.Namespace) -> int:
     for name, path in weights.shipped().items():
         config, card = weights.describe(path)
         rows.append((name, config.method, str(card.get("licence", "not stated"))))
-    if len(rows) == 1:
-        print("weights: none come with this version; train some, or see `lljax convert`")
-        return 0
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     for row in rows:
-        print(f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}")
+        print(f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}"
+              + ("  (default)" if row[0] == weights.DEFAULT else ""))
     return 0
 
 
