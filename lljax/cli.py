@@ -85,7 +85,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     add("--in-place", action="store_true", help="replace the pictures, each when its result is "
         "complete; instead of -o")
     add("--model", metavar="NAME|WORKDIR|FILE", help="name from `lljax models`, workdir of a "
-        "training, or .safetensors file; default: the first of `lljax models`")
+        "training, or .safetensors file; default: the one that `lljax models` marks")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the "
         "model's config, e.g. denoise.name=nlm; may be repeated")
     add("--seed", type=int, default=0, metavar="N", help="of what a method draws, e.g. the noise "
@@ -255,11 +255,7 @@ def _number(text: str) -> float | str:
 
 def _model(options: argparse.Namespace) -> str:
     from lljax import weights
-    model = options.model or next(iter(weights.shipped()), None)
-    if model is None:
-        raise InputError("no weights come with this version of lljax: give --model a workdir of a "
-                         "training or a .safetensors file (see `lljax convert`)")
-    return model
+    return options.model or weights.DEFAULT
 
 
 def _models_of(options: argparse.Namespace) -> list[str]:
@@ -270,8 +266,8 @@ def _models_of(options: argparse.Namespace) -> list[str]:
     names = (list(weights.shipped()) if options.compare == "all" else
              list(dict.fromkeys(filter(None, options.compare.split(",")))))
     if not names:
-        raise InputError("--compare: no weights come with this version of lljax; name workdirs or "
-                         ".safetensors files")
+        raise InputError("--compare names no model; write all, or names from `lljax models`, "
+                         "workdirs or .safetensors files with commas between")
     return names
 
 
@@ -320,12 +316,10 @@ def _models(options: argparse.Namespace) -> int:
     for name, path in weights.shipped().items():
         config, card = weights.describe(path)
         rows.append((name, config.method, str(card.get("licence", "not stated"))))
-    if len(rows) == 1:
-        print("weights: none come with this version; train some, or see `lljax convert`")
-        return 0
     widths = [max(len(row[i]) for row in rows) for i in range(2)]
     for row in rows:
-        print(f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}")
+        print(f"{row[0]:<{widths[0]}}  {row[1]:<{widths[1]}}  {row[2]}"
+              + ("  (default)" if row[0] == weights.DEFAULT else ""))
     return 0
 
 

@@ -306,6 +306,69 @@ class Conv(nn.Module):
         return tuple(down), tuple(across)
 
 
+def _shifted_products(x: Array, kernel: Array) -> Array:
+    h, w = x.shape[1:3]
+    x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+    return sum(x[:, i:i + h, j:j + w] * kernel[i, j, 0] for i in range(3) for j in range(3))
+
+
+@jax.custom_vjp
+def depthwise(x: Array, kernel: Array) -> Array:
+    """3 x 3 convolution of every channel by itself, zeros outside.
+
+    Nine shifted products: XLA's grouped convolution is 30 times slower on a CPU.
+
+    Args:
+      x: [B, H, W, C].
+      kernel: [3, 3, 1, C].
+
+    Returns:
+      [B, H, W, C].
+    """
+    return _shifted_products(x, kernel)
+
+
+def _depthwise_forward(x, kernel):
+    return _shifted_products(x, kernel), (x, kernel)
+
+
+def _depthwise_backward(residuals, gradient):
+    x, kernel = residuals
+    batch, height, width, channels = x.shape
+    to_x = _shifted_products(gradient, jnp.flip(kernel, (0, 1)))
+    # bands of 512 pixels stay in the cache: 64 channels of 128 x 128 px take a quarter of the time
+    rows = height
+    if jax.default_backend() == "cpu":
+        rows = min(height, max(1, 512 // (width * batch)))
+    bands = -(-height // rows)
+    rest = bands * rows - height
+    x = jnp.pad(x, ((0, 0), (1, 1 + rest), (1, 1), (0, 0)))
+    gradient = jnp.pad(gradient, ((0, 0), (0, rest), (0, 0), (0, 0)))
+
+    def add(band, total):
+        part = lax.dynamic_slice_in_dim(x, band * rows, rows + 2, 1)
+        right = lax.dynamic_slice_in_dim(gradient, band * rows, rows, 1)
+        return total + jnp.stack([(part[:, i:i + rows, j:j + width] * right).sum((0, 1, 2))
+                                  for i in range(3) for j in range(3)])
+
+    to_kernel = lax.fori_loop(0, bands, add, jnp.zeros((9, channels), x.dtype))
+    return to_x, to_kernel.reshape(kernel.shape)
+
+
+depthwise.defvjp(_depthwise_forward, _depthwise_backward)
+
+
+class Depthwise(nn.Module):
+    """`depthwise` with a kernel and a bias that start as torch's do."""
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        """[B, h, w, C] -> the same."""
+        default = torch_uniform(9)
+        kernel = self.param("kernel", default, (3, 3, 1, x.shape[-1]))
+        return depthwise(x, kernel) + self.param("bias", default, x.shape[-1:])
+
+
 @jax.custom_vjp
 def _convolve_spread(x: Array, kernel: Array) -> Array:
     return _convolve(x, kernel, 1, ((1, 2), (1, 2)), spread=2)
@@ -516,6 +579,29 @@ def _bilinear_source(old: int, new: int, align_corners: bool) -> tuple[np.ndarra
         at = np.clip((row + 0.5) * (old / new) - 0.5, 0, old - 1)
     below = np.clip(np.floor(at + 1e-9).astype(np.int32), 0, old - 1)
     return below, np.clip(at - below, 0, 1)
+
+
+def shrink(x: Array, factor: int) -> Array:
+    """Bilinear shrinking by a whole factor, without smoothing and without aligned corners.
+
+    It is `resize_bilinear(..., align_corners=False)` to 1 / `factor` of the size: of every cell of
+    `factor` x `factor` pixels the middle one, or the mean of the middle four.
+
+    Args:
+      x: [B, H, W, C], sides that are multiples of `factor`.
+      factor: how many times smaller, 1 or more.
+
+    Returns:
+      [B, H / factor, W / factor, C].
+
+    Raises:
+      ValueError: other sides.
+    """
+    if x.shape[1] % factor or x.shape[2] % factor:
+        raise ValueError(f"shrink: the sides of {x.shape} must be multiples of {factor}")
+    first, second = slice((factor - 1) // 2, None, factor), slice(factor // 2, None, factor)
+    x = (x[:, first] + x[:, second]) / 2
+    return (x[:, :, first] + x[:, :, second]) / 2
 
 
 @flax.struct.dataclass

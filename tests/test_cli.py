@@ -477,6 +477,8 @@ def test_the_other_commands():
     assert models.returncode == 0 and "zerodce" in models.stdout
     for name in weights.list_weights():
         assert name in models.stdout
+    default = [line for line in models.stdout.splitlines() if line.endswith("(default)")]
+    assert [line.split()[0] for line in default] == [weights.DEFAULT]
     doctor = run("doctor")
     assert doctor.returncode == 0 and f"jax {jax.__version__}" in doctor.stdout
     assert os.environ["JAX_COMPILATION_CACHE_DIR"] in doctor.stdout

@@ -152,6 +152,19 @@ def test_conv_of_several_inputs_is_the_conv_of_their_concatenation(padding):
     close(conv.apply(params, a, b), conv.apply(params, jnp.concatenate([a, b], -1)))
 
 
+@pytest.mark.parametrize("height, width, c", [(1, 1, 2), (2, 300, 3), (37, 23, 5)])
+def test_depthwise_and_its_gradients_equal_xlas_grouped_convolution(height, width, c):
+    x, kernel = normal(2, height, width, c), normal(3, 3, 1, c, seed=1)
+
+    def grouped(x, kernel):
+        return lax.conv_general_dilated(x, kernel, (1, 1), "SAME", feature_group_count=c,
+                                        dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+    for ours, theirs in zip(pulled(layers.depthwise, x, kernel), pulled(grouped, x, kernel),
+                            strict=True):
+        close(ours, theirs)
+
+
 @pytest.mark.parametrize("height, width, c, o", [
     (12, 16, 5, 6), (23, 31, 3, 2), (1, 1, 2, 3), (1, 7, 16, 1)])
 def test_transposed_conv_equals_torch(height, width, c, o):
@@ -216,6 +229,18 @@ def test_enlarge_equals_resize_bilinear(factor, size):
     np.testing.assert_allclose(
         layers.enlarge(x, factor), layers.resize_bilinear(x, factor * size[0], factor * size[1]),
         atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [1, 2, 3, 12])
+def test_shrink_equals_resize_bilinear(factor):
+    x = normal(2, 3 * factor, 2 * factor, 3)
+    np.testing.assert_allclose(layers.shrink(x, factor),
+                               layers.resize_bilinear(x, 3, 2, align_corners=False), atol=1e-6)
+
+
+def test_shrink_wants_whole_cells():
+    with pytest.raises(ValueError, match=r"\(1, 24, 25, 3\) must be multiples of 12"):
+        layers.shrink(normal(1, 24, 25, 3), 12)
 
 
 def test_a_tile_is_enlarged_as_the_whole_picture_is():

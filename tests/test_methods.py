@@ -18,6 +18,7 @@ SIZE = 32
 COUNTS = {
     ("zerodce", ""): {"curve": 79_416},
     ("zerodce", "paper"): {"curve": 79_416},
+    ("zerodcepp", ""): {"curve": 10_561},
     ("retinexnet", ""): {"decom": 207_748, "relight": 236_865},
     ("retinexnet", "paper"): {"decom": 207_748, "relight": 236_865},
     ("retinexnet", "torch_port"): {"decom": 207_748, "relight": 347_457},
@@ -34,21 +35,32 @@ COUNTS = {
     ("lightendiffusion", "image_space"): {"autoencoder": 505_796, "denoiser": 20_763_651},
 }
 
-# what is set, but where parameters are counted: compiling a deep network's step takes a minute
-SMALL = {"lightendiffusion": {
-    "model.width": 8, "model.heads": 2, "model.levels": 1, "model.unet_width": 8,
-    "model.unet_mult": (1,), "model.unet_blocks": 1, "model.unet_attention": (),
-    "sample.steps": 2, "loss.consistency.steps": 2}}
+# what is set, but where parameters are counted: compiling a deep network's step takes a minute, and
+# a 32 px picture is no multiple of 12
+SMALL = {
+    "zerodcepp": {"model.scale": 4},
+    "lightendiffusion": {
+        "model.width": 8, "model.heads": 2, "model.levels": 1, "model.unet_width": 8,
+        "model.unet_mult": (1,), "model.unet_blocks": 1, "model.unet_attention": (),
+        "sample.steps": 2, "loss.consistency.steps": 2},
+}
 
 # those that differ in what is computed: the others are their parts
-VARIANTS = [("zerodce", ""), ("retinexnet", "paper"), ("retinexnet", "notes_transposed"),
-            ("retinexnet", "torch_port,replicate,released"), ("retinexnet", "joint"),
-            ("retinexnet", "decom_only"), ("enlightengan", ""), ("lightendiffusion", "")]
+VARIANTS = [("zerodce", ""), ("zerodcepp", ""), ("retinexnet", "paper"),
+            ("retinexnet", "notes_transposed"), ("retinexnet", "torch_port,replicate,released"),
+            ("retinexnet", "joint"), ("retinexnet", "decom_only"), ("enlightengan", ""),
+            ("lightendiffusion", "")]
 
 # for every knob of `model` and `loss` but enabled and weight, a value unlike the default
 OTHER = {
     "zerodce": {
         "model.iterations": 4, "model.depth": 5, "model.width": 16,
+        "loss.spatial.region": 8, "loss.spatial.form": "paper", "loss.exposure.region": 8,
+        "loss.exposure.level": 0.5, "loss.exposure.form": "paper", "loss.color.form": "paper",
+        "loss.smoothness.form": "paper",
+    },
+    "zerodcepp": {
+        "model.iterations": 4, "model.depth": 5, "model.width": 16, "model.scale": 2,
         "loss.spatial.region": 8, "loss.spatial.form": "paper", "loss.exposure.region": 8,
         "loss.exposure.level": 0.5, "loss.exposure.form": "paper", "loss.color.form": "paper",
         "loss.smoothness.form": "paper",
@@ -78,12 +90,14 @@ OTHER = {
 # those that need a file, or that change no number: tested where the method is
 ELSEWHERE = {"zerodce": {"loss.perceptual.vgg16", "loss.perceptual.layer",
                          "loss.perceptual.normalize"},
+             "zerodcepp": {"model.train_scale", "loss.perceptual.vgg16", "loss.perceptual.layer",
+                           "loss.perceptual.normalize"},
              "enlightengan": {"model.remat"},
              "lightendiffusion": {"model.heads", "loss.consistency.remat"}}
 # those that take a preset
 PRESET = {"model.adjust": "decom_only", "model.diffusion": "autoencoder_only"}
 # those whose networks take no other sides than multiples of `multiple`
-PADDED = {"lightendiffusion"}
+PADDED = {"lightendiffusion", "zerodcepp"}
 # parameters whose gradient is 0: scores of this discriminator enter as differences only
 UNMOVED = {("enlightengan", "global_disc", "['conv6']['bias']")}
 # the only term of a network: to disable it takes a preset

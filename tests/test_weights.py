@@ -69,6 +69,7 @@ def test_foreign_files(tmp_path):
 
 def test_shipped_weights_load():
     assert weights.list_weights() == sorted(weights.shipped())
+    assert weights.DEFAULT in weights.shipped()
     for name, path in weights.shipped().items():
         config, loaded, card = weights.load(path)
         assert loaded and card["licence"], name

@@ -131,26 +131,6 @@ class Decoder(nn.Module):
         return layers.Conv(3, 1, name="out")(x)
 
 
-class Depthwise(nn.Module):
-    """3 x 3 convolution of every channel by itself, zeros outside.
-
-    Nine shifted products: XLA's kernel gradient of a grouped convolution is slow on a CPU.
-    """
-
-    @nn.compact
-    def __call__(self, x: Array) -> Array:
-        """[B, h, w, C] -> the same."""
-        h, w, channels = x.shape[1:]
-        default = layers.torch_uniform(9)
-        kernel = self.param("kernel", default, (3, 3, 1, channels))
-        out = self.param("bias", default, (channels,))
-        x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
-        for i in range(3):
-            for j in range(3):
-                out = out + x[:, i:i + h, j:j + w] * kernel[i, j, 0]
-        return out
-
-
 class CrossAttention(nn.Module):
     """Attention of the channels of one map to those of another, within each row of pixels.
 
@@ -164,7 +144,7 @@ class CrossAttention(nn.Module):
     def __call__(self, asking: Array, asked: Array) -> Array:
         """[B, h, w, C] twice -> [B, h, w, C]. Depends on where a row begins and ends."""
         def project(name, x):
-            x = Depthwise(name=f"{name}_depth")(x)
+            x = layers.Depthwise(name=f"{name}_depth")(x)
             return layers.Conv(x.shape[-1], 1, name=name)(x)
 
         query, key, value = project("query", asking), project("key", asked), project("value", asked)
@@ -185,7 +165,7 @@ class SelfAttention(nn.Module):
     def __call__(self, x: Array) -> Array:
         """[B, h, w, C] -> [B, h, w, C]."""
         b, h, w, c = x.shape
-        mixed = Depthwise(name="qkv_depth")(layers.Conv(3 * c, 1, name="qkv")(x))
+        mixed = layers.Depthwise(name="qkv_depth")(layers.Conv(3 * c, 1, name="qkv")(x))
         query, key, value = (part.reshape(b, h * w, self.heads, c // self.heads)
                              for part in jnp.split(mixed, 3, -1))
         # no temperature

@@ -27,6 +27,9 @@ where the table names two.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -39,36 +42,38 @@ from lljax.errors import InputError
 Array = jax.Array
 
 
+_Conv = functools.partial(layers.Conv, kernel_init=nn.initializers.normal(0.02))
+
+
 class CurveNet(nn.Module):
-    """DCE-Net: 3 x 3 convolutions at full size with symmetrical concatenations.
+    """DCE-Net: 3 x 3 convolutions that keep the size, with symmetrical concatenations.
 
     Of `depth` = 2k + 1 convolutions the first k + 1 form a chain and each later one takes the
     latest features and those of its mirror image: with depth 7, conv5 sees (x3, x4), conv6
     (x2, x5) and conv7 (x1, x6).
 
     Attributes:
-      iterations: curve maps of three channels that the last convolution gives.
+      channels: of the curve maps, three a map.
       depth: number of convolutions, odd, 3 or more.
       width: channels between them.
+      conv: (output channels, name=...) -> a 3 x 3 convolution of the concatenation of its inputs.
     """
 
-    iterations: int = 8
-    depth: int = 7
-    width: int = 32
+    channels: int
+    depth: int
+    width: int
+    conv: Callable[..., nn.Module] = _Conv
 
     @nn.compact
     def __call__(self, low: Array) -> Array:
-        """[B, H, W, 3] in [0, 1] -> curves [B, H, W, 3 * iterations] in [-1, 1]."""
+        """[B, H, W, 3] in [0, 1] -> curves [B, H, W, channels] in [-1, 1]."""
         half = self.depth // 2
-        kernel_init = nn.initializers.normal(0.02)
         features, x = [], (low,)
         for i in range(1, self.depth):
-            conv = layers.Conv(self.width, kernel_init=kernel_init, name=f"conv{i}")
-            features.append(nn.relu(conv(*x)))
+            features.append(nn.relu(self.conv(self.width, name=f"conv{i}")(*x)))
             mirror = () if i <= half else (features[self.depth - 1 - i],)
             x = (*mirror, features[-1])
-        conv = layers.Conv(3 * self.iterations, kernel_init=kernel_init, name=f"conv{self.depth}")
-        return nn.tanh(conv(*x))
+        return nn.tanh(self.conv(self.channels, name=f"conv{self.depth}")(*x))
 
 
 class Method(base.Method):
@@ -97,7 +102,7 @@ class Method(base.Method):
             if model[knob] < 1:
                 raise InputError(f"config.model.{knob} is {model[knob]}; it must be 1 or more")
         self.halo = model.depth  # every 3 x 3 convolution sees one pixel further
-        self.curve = CurveNet(model.iterations, model.depth, model.width)
+        self.curve = CurveNet(3 * model.iterations, model.depth, model.width)
 
     def init(self, key: Array, batch: base.Batch) -> dict[str, base.Variables]:
         """Initial variables; reads the VGG16 file if the perceptual term is enabled."""
@@ -124,7 +129,7 @@ class Method(base.Method):
     def terms(self, nets: dict[str, base.Variables], low: Array) -> dict[str, Array]:
         """The enabled loss terms, raw, [B] each, for pictures [B, H, W, 3] in [0, 1]."""
         loss = self.config.loss
-        curves = self.curve.apply(nets["curve"], low)
+        curves = self.training_curves(nets, low)
         enhanced = layers.light_curve(low, curves, self.config.model.iterations)
         every = {
             "spatial": lambda c: losses.spatial(enhanced, low, c.region, c.form),
@@ -136,6 +141,10 @@ class Method(base.Method):
                                                       self._features(nets, low)),
         }
         return {name: term(loss[name]) for name, term in every.items() if loss[name].enabled}
+
+    def training_curves(self, nets: dict[str, base.Variables], low: Array) -> Array:
+        """The curve maps that training sees, at the picture's size [B, H, W, C] in [-1, 1]."""
+        return self.curve.apply(nets["curve"], low)
 
     def _features(self, nets: dict[str, base.Variables], x: Array) -> Array:
         perceptual = self.config.loss.perceptual

@@ -22,6 +22,7 @@ from lljax import config as config_lib
 from lljax.errors import InputError
 from lljax.images import atomic
 
+DEFAULT = "zerodce"  # what enhances where no model is named
 _SUFFIX = ".safetensors"
 
 
