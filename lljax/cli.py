@@ -85,6 +85,9 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         "model's config, e.g. denoise.name=nlm; may be repeated")
     add("--seed", type=int, default=0, metavar="N", help="of what a method draws, e.g. the noise "
         "that diffusion starts from; the same seed gives the same picture (default: 0)")
+    add("--max-memory", type=_memory, metavar="SIZE", help="limit on memory, e.g. 2G or 800M: the "
+        "process's, with an accelerator the device's. Pictures are cut into tiles that fit, and "
+        "read, enhanced and written one after the other (default: none)")
     add("--save-maps", action="store_true", help="beside each result write what the method made "
         "it of (curves, reflectance, illumination, ...) as PNG pictures, NAME_MAP.png")
     add("--overwrite", action="store_true", help="replace existing outputs")
@@ -134,6 +137,18 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     return parser, commands
 
 
+def _memory(text: str) -> int:
+    """Bytes of "2G", "1.5G", "800M" or "4096K"; G is 1024 M."""
+    number, unit = text[:-1], "KMG".find(text[-1:].upper())
+    try:
+        size = float(number) * 1024 ** (unit + 1) if unit >= 0 else 0
+    except ValueError:
+        size = 0
+    if not 0 < size < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write e.g. 2G or 800M")
+    return int(size)
+
+
 class _Version(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         import lljax
@@ -162,7 +177,7 @@ def _enhance(options: argparse.Namespace) -> int:
     from lljax import parallel
     parallel.keep_programs()
     from lljax.inference import enhancer as enhancer_lib
-    enhancer = enhancer_lib.load(model, options.seed, options.set)
+    enhancer = enhancer_lib.load(model, options.seed, options.set, max_memory=options.max_memory)
     _make_folders(target for _, target in jobs)
     if options.save_maps:
         names = enhancer.drawn()
@@ -180,7 +195,7 @@ def _enhance(options: argparse.Namespace) -> int:
               disable=options.quiet or not sys.stderr.isatty()) as bar:
         for message in failed:
             bar.write(f"error: {message}", file=sys.stderr)
-        for _, error in _run(enhancer, jobs, options.save_maps):
+        for _, error in _run(enhancer, jobs, options.save_maps, 0 if options.max_memory else 2):
             bar.update()
             if error is None:
                 done += 1
@@ -283,12 +298,12 @@ def _plan_maps(jobs: Sequence[tuple[str, str]], names: Sequence[str],
     return todo, refused
 
 
-def _run(enhancer, jobs: Sequence[tuple[str, str]],
-         save_maps: bool) -> Iterator[tuple[str, str | None]]:
+def _run(enhancer, jobs: Sequence[tuple[str, str]], save_maps: bool,
+         ahead: int) -> Iterator[tuple[str, str | None]]:
     """Enhances the jobs; yields (input, None or what went wrong) as each is finished.
 
-    Reading and writing run in threads beside the network, a few pictures ahead and behind: memory
-    does not grow with the number of files.
+    Reading and writing run in threads beside the network, `ahead` pictures ahead and behind: memory
+    does not grow with the number of files. With 0 there is one picture at a time.
     """
     import dataclasses
     from collections import deque
@@ -315,14 +330,15 @@ def _run(enhancer, jobs: Sequence[tuple[str, str]],
             text = " ".join(str(error).split())
             return None, f"{file}: {type(error).__name__}: {text}"
 
-    ahead = 2
-    with ThreadPoolExecutor(ahead) as readers, ThreadPoolExecutor(ahead) as writers:
+    threads = max(1, ahead)
+    with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(threads) as writers:
         reading, writing, rest = deque(), deque(), iter(jobs)
 
         def read_next():
             for file, target in rest:
                 reading.append((file, target, readers.submit(attempt, file, images.read, file)))
-                return
+                return True
+            return False
 
         def written():
             file, future = writing.popleft()
@@ -330,10 +346,12 @@ def _run(enhancer, jobs: Sequence[tuple[str, str]],
 
         for _ in range(ahead):
             read_next()
-        while reading:
+        while reading or read_next():
             file, target, future = reading.popleft()
             picture, error = future.result()
-            read_next()
+            del future  # it has the picture as it was
+            if ahead:
+                read_next()
             if error is None:
                 found, error = attempt(file, enhance, picture.pixels)
             if error is not None:
@@ -341,6 +359,7 @@ def _run(enhancer, jobs: Sequence[tuple[str, str]],
                 continue
             picture = dataclasses.replace(picture, pixels=found[0])
             writing.append((file, writers.submit(attempt, file, write, target, picture, found[1])))
+            del picture, found
             if len(writing) > ahead:
                 yield written()
         while writing:
