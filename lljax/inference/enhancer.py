@@ -521,7 +521,9 @@ class _Budget:
         """Bytes that a plan takes at its peak."""
         running = workers * self._tile(shape)
         if self._enhancer.method.staged and shape != self._lengths:
-            running = max(running + max(self._small, self._solved), self._small + self._solving)
+            # going in, the condensed copy is copied once more
+            running = max(running + max(self._small, self._solved),
+                          2 * self._small + self._solving)
         return int(self._enhancer._base + _SPARE * (self._fixed + running))
 
     def _tile(self, shape: tuple[int, int]) -> int:
