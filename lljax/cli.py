@@ -100,6 +100,9 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         "eight times the work, less noise")
     add("--compare", metavar="all|MODEL,...", help="write no results but sheets, NAME_compare.jpg: "
         "the picture and what each model makes of it, side by side")
+    add("--max-memory", type=_memory, metavar="SIZE", help="limit on memory, e.g. 2G or 800M: the "
+        "process's, with an accelerator the device's. Pictures are cut into tiles that fit, and "
+        "read, enhanced and written one after the other (default: none)")
     add("--save-maps", action="store_true", help="beside each result write what the method made "
         "it of (curves, reflectance, illumination, ...) as PNG pictures, NAME_MAP.png")
     add("--overwrite", action="store_true", help="replace existing outputs")
@@ -152,6 +155,18 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     return parser, commands
 
 
+def _memory(text: str) -> int:
+    """Bytes of "2G", "1.5G", "800M" or "4096K"; G is 1024 M."""
+    number, unit = text[:-1], "KMG".find(text[-1:].upper())
+    try:
+        size = float(number) * 1024 ** (unit + 1) if unit >= 0 else 0
+    except ValueError:
+        size = 0
+    if not 0 < size < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size: write e.g. 2G or 800M")
+    return int(size)
+
+
 class _Version(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         import lljax
@@ -198,7 +213,7 @@ def _enhance(options: argparse.Namespace) -> int:
         work = (folder.comparing(enhancers, control) if options.compare else
                 folder.enhancing(*enhancers.values(), control, options.save_maps))
     ready = time.perf_counter() - start
-    done = _progress(plan, work, options.quiet)
+    done = _progress(plan, work, options)
     compiled = sum(enhancer.compile_seconds for enhancer in enhancers.values())
     seconds = {"import": ready, "compile": compiled,
                "run": time.perf_counter() - start - ready - compiled}
@@ -274,7 +289,8 @@ def _models_of(options: argparse.Namespace) -> list[str]:
 def _load(options: argparse.Namespace) -> dict[str, Enhancer]:
     """The enhancers that are asked for, by name."""
     from lljax.inference import enhancer
-    return {name: enhancer.load(name, options.seed, options.set) for name in _models_of(options)}
+    return {name: enhancer.load(name, options.seed, options.set, max_memory=options.max_memory)
+            for name in _models_of(options)}
 
 
 def _show_plan(plan: Plan) -> int:
@@ -287,7 +303,7 @@ def _show_plan(plan: Plan) -> int:
     return 1 if plan.refused else 0
 
 
-def _progress(plan: Plan, work: Work | None, quiet: bool) -> list[Done]:
+def _progress(plan: Plan, work: Work | None, options: argparse.Namespace) -> list[Done]:
     """Does what is planned; shows how far it is, and what goes wrong."""
     from PIL import Image
     from tqdm import tqdm
@@ -297,10 +313,10 @@ def _progress(plan: Plan, work: Work | None, quiet: bool) -> list[Done]:
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     done = []
     with tqdm(total=len(plan.jobs), unit="picture", file=sys.stderr, leave=False,
-              disable=quiet or not sys.stderr.isatty()) as bar:
+              disable=options.quiet or not sys.stderr.isatty()) as bar:
         for _, message in plan.refused:
             bar.write(f"error: {message}", file=sys.stderr)
-        for one in folder.run(plan.jobs, work):
+        for one in folder.run(plan.jobs, work, 0 if options.max_memory else None):
             done.append(one)
             bar.update()
             if one.error is not None:

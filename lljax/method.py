@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from lljax import optim, parallel
+from lljax import layers, optim, parallel
 from lljax.errors import InputError, unknown
 
 Array = jax.Array
@@ -59,9 +59,14 @@ class Method:
     together).
 
     Attributes:
-      halo: radius of the receptive field of `estimate` in pixels, if it is local; None if it
-        sees the whole picture.
-      multiple: picture sides are padded to a multiple of this before `estimate`.
+      halo: radius of the receptive field of `enhance` in pixels, if it is local; None if it sees
+        the whole picture. With `staged`: of `condense`, and of `apply` in picture and maps.
+      multiple: picture sides are padded to a multiple of this before `estimate`, see `margins`.
+      placed: whether a local method must know where in its picture a tile lies: `estimate`,
+        `apply`, `enhance` and `explain` then take `window`, a `layers.Window` in px of the padded
+        picture whose corners are multiples of `multiple`; None means the whole picture.
+      staged: whether only what lies between `condense` and `apply` sees the whole picture:
+        `condense` and `apply` then run tile by tile and `solve` once.
       optional: networks that enhancing does not need; an official file without them is converted,
         and weights are packed without them.
       costly: maps of `explain` that the picture does not need and that cost time: they are computed
@@ -72,6 +77,8 @@ class Method:
 
     halo: int | None = None
     multiple: int = 1
+    placed: bool = False
+    staged: bool = False
     optional: tuple[str, ...] = ()
     costly: tuple[str, ...] = ()
     unroll: bool = True
@@ -89,7 +96,20 @@ class Method:
         raise NotImplementedError
 
     def estimate(self, nets: dict[str, Variables], low: Array, key: Array) -> dict[str, Array]:
-        """The maps that `apply` needs, [B, h, w, C] each, from `low` [B, H, W, 3] in [0, 1]."""
+        """The maps that `apply` needs, [B, h, w, C] each, from `low` [B, H, W, 3] in [0, 1].
+
+        Here `solve` of `condense`; a method defines either this or those two.
+        """
+        return self.solve(nets, self.condense(nets, low), key)
+
+    def condense(self, nets: dict[str, Variables], low: Array) -> dict[str, Array]:
+        """What `solve` needs of `low` [B, H, W, 3]: few or small maps, [B, h, w, C] each."""
+        raise NotImplementedError
+
+    def solve(self, nets: dict[str, Variables], small: dict[str, Array],
+              key: Array) -> dict[str, Array]:
+        """The maps that `apply` needs, and others for `explain`, of what `condense` made of the
+        whole picture."""
         raise NotImplementedError
 
     def apply(self, nets: dict[str, Variables], low: Array, maps: dict[str, Array]) -> Array:
@@ -188,15 +208,31 @@ class Method:
         del phase
         return ()
 
-    def enhance(self, nets: dict[str, Variables], low: Array, key: Array) -> Array:
-        """`apply` of `estimate`: [B, H, W, 3] in [0, 1] -> [B, H, W, 3], unclipped."""
-        return self.apply(nets, low, self.estimate(nets, low, key))
+    def margins(self, side: int) -> tuple[int, int]:
+        """How many px a picture's side is extended by, before and after it, to a multiple of
+        `multiple`: mirrored without the edge, or with the edge repeated if it is too short."""
+        return 0, -side % self.multiple
 
-    def explain(self, nets: dict[str, Variables], low: Array, key: Array) -> dict[str, Array]:
-        """The maps of `estimate` and the picture they give, under the key `enhanced`. A method may
-        add maps; what is not asked for is not in the compiled program."""
-        maps = self.estimate(nets, low, key)
-        return {**maps, "enhanced": self.apply(nets, low, maps)}
+    def enhance(self, nets: dict[str, Variables], low: Array, key: Array,
+                window: layers.Window | None = None) -> Array:
+        """`apply` of `estimate`: [B, H, W, 3] in [0, 1] -> [B, H, W, 3], unclipped.
+
+        Args:
+          nets: the networks.
+          low: pictures, or tiles of them.
+          key: of what is drawn.
+          window: where a tile lies, if the method is `placed`.
+        """
+        return self.explain(nets, low, key, window)["enhanced"]
+
+    def explain(self, nets: dict[str, Variables], low: Array, key: Array,
+                window: layers.Window | None = None) -> dict[str, Array]:
+        """The maps of `estimate` and the picture they give, under the key `enhanced`; arguments as
+        of `enhance`. A method may add maps; what is not asked for is not in the compiled
+        program."""
+        place = {"window": window} if self.placed else {}
+        maps = self.estimate(nets, low, key, **place)
+        return {**maps, "enhanced": self.apply(nets, low, maps, **place)}
 
     def draw(self, maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Pictures of the maps, for people to look at; runs on the host.

@@ -1,5 +1,8 @@
 """Tiles equal the whole picture, few programs serve many sizes, what goes in comes out."""
 
+import functools
+import math
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,8 +12,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import lljax
+from lljax import cli, images, weights
 from lljax import config as config_lib
-from lljax import images, weights
 from lljax import method as method_lib
 from lljax.errors import InputError
 from lljax.inference import enhancer as enhancer_lib
@@ -61,6 +64,30 @@ class Seeing(method_lib.Method):
         return low * nets["gain"]["params"] + maps["mean"][:, None, None] + 0.1 * noise
 
 
+class Staged(Local):
+    """Local, but for the mean and the noise of a condensed copy, half as large."""
+
+    staged, multiple, costly = True, 4, ("far",)
+
+    def __init__(self):
+        super().__init__(4)
+        self.halo = 13
+
+    def condense(self, nets, low):
+        return {"half": super().estimate(nets, low, None)["small"].repeat(2, 1).repeat(2, 2)}
+
+    def solve(self, nets, small, key):
+        noise = jax.random.normal(key, small["half"].shape)
+        return {"half": small["half"] - small["half"].mean((1, 2), keepdims=True) + 0.1 * noise,
+                "mean": small["half"].mean((1, 2)), "far": small["half"][:, ::-1],
+                "frames": jnp.stack([small["half"]] * 2, 1)}
+
+    estimate = method_lib.Method.estimate
+
+    def apply(self, nets, low, maps):
+        return low + maps["half"].repeat(2, 1).repeat(2, 2) + maps["mean"][:, None, None]
+
+
 def local(multiple=1):
     method = Local(multiple)
     return Enhancer(method, method.init(jax.random.key(1)))
@@ -74,8 +101,8 @@ def whole(enhancer, low):
     """The method on the whole picture, padded to its multiple, without any tile."""
     multiple = enhancer.method.multiple
     height, width = low.shape[:2]
-    padded = images.pad(low, -height % multiple, -width % multiple)
-    maps = enhancer.method.explain(enhancer._nets, padded[None], jax.random.key(0))
+    low = images.pad(low, -height % multiple, -width % multiple)
+    maps = enhancer.method.explain(enhancer._nets, low[None], jax.random.key(0))
     return {name: np.asarray(value[0]) for name, value in maps.items()}
 
 
@@ -129,20 +156,151 @@ def test_mixed_sizes_compile_a_handful_of_programs():
     assert enhancer.programs == before
 
 
+@functools.cache
+def tiny(name):
+    """A method and networks that brighten noticeably, with all their parts but few channels."""
+    config = config_lib.default(name, "smoke")
+    for knob, value in (("width", 4), ("unet_width", 4), ("levels", 2)):
+        if knob in config.model:
+            config.model[knob] = value
+    method = method_lib.load(config)
+    low = np.zeros((1, 64, 64, 3), np.float32)
+    shapes = jax.eval_shape(method.init, jax.random.key(0), {"low": low, "high": low})
+    rng = np.random.default_rng(0)
+
+    def value(path, leaf):
+        if len(leaf.shape) > 1:
+            spread = (2 / math.prod(leaf.shape[:-1])) ** 0.5
+            return rng.normal(0, spread, leaf.shape).astype(np.float32)
+        return np.full(leaf.shape, path[-1].key in ("scale", "var"), np.float32)
+
+    return method, jax.tree_util.tree_map_with_path(value, shapes)
+
+
 @pytest.mark.parametrize("name", lljax.list_methods())
 def test_every_method_on_odd_sizes(name):
-    method = method_lib.load(config_lib.default(name, "smoke"))
-    sample = {"low": np.zeros((1, 64, 64, 3), np.float32), "high": np.ones((1, 64, 64, 3),
-              np.float32), "mask": np.ones(1), "key": jax.random.split(jax.random.key(0), 1)}
-    enhancer = Enhancer(method, jax.jit(method.init)(jax.random.key(0), sample))
-    for size in ((1, 1), (7, 31), (97, 151)):
+    enhancer = Enhancer(*tiny(name))
+    for size in ((1, 1), (7, 31)):
         low = picture(*size) * 0.4
         found = enhancer.explain(low)["enhanced"]
         assert found.shape == low.shape and np.isfinite(found).all()
-        if method.halo is not None:
-            expected = whole(enhancer, low)["enhanced"][:size[0], :size[1]]
-            np.testing.assert_allclose(found, expected, atol=2e-6)
         np.testing.assert_allclose(enhancer(low), found.clip(0, 1), atol=2e-6)
+
+
+@pytest.mark.parametrize("name", lljax.list_methods())
+def test_tiles_of_every_method_leave_no_seam(name, monkeypatch):
+    """On a smooth picture they are the whole one up to rounding, which no eye could tell."""
+    low = np.linspace(0.02, 0.5, 61 * 701 * 3, dtype=np.float32).reshape(701, 61, 3)
+    low = np.ascontiguousarray(low.transpose(1, 0, 2))
+    at_once = Enhancer(*tiny(name))
+    at_once._sides = []
+    monkeypatch.setattr(enhancer_lib, "_CPU_SIDES", (20, 24))
+    tiled = Enhancer(*tiny(name))
+    expected, found = at_once.explain(low), tiled.explain(low)
+    assert np.abs(expected["enhanced"] - low).max() > 0.05
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, atol=1e-4, err_msg=name)
+    assert len(tiled._cover(704)) > 2
+    np.testing.assert_array_equal(tiled(low), found["enhanced"].clip(0, 1))
+
+
+def staged(**changes):
+    method = Staged()
+    return Enhancer(method, method.init(jax.random.key(1)), **changes)
+
+
+def test_three_stages_equal_the_whole_picture():
+    enhancer, low = staged(), picture(150, 203)
+    expected, found = whole(enhancer, low), enhancer.explain(low)
+    assert {stage for stage, *_ in enhancer._compiled} == {"condense", "solve", "apply"}
+    assert len(enhancer._compiled) == 4  # the costly map has its own
+    np.testing.assert_allclose(found["enhanced"], expected["enhanced"][:150, :203], atol=2e-6)
+    for name in ("half", "far", "frames"):
+        np.testing.assert_allclose(found[name], expected[name][..., :75, :102, :], atol=2e-6)
+    np.testing.assert_allclose(found["mean"], expected["mean"], atol=2e-6)
+    np.testing.assert_array_equal(enhancer(low), found["enhanced"].clip(0, 1))
+    enhanced, drawings = enhancer.draw(low)
+    np.testing.assert_array_equal(enhanced, enhancer(low))
+    np.testing.assert_array_equal(drawings["far"], images.to_uint(found["far"], np.uint8))
+    small = picture(20, 30)
+    before = enhancer.programs
+    enhancer(small)
+    assert enhancer.programs == before + 1  # at once
+
+
+# ---- memory ----
+
+
+def plans(enhancer, low, *limits):
+    """What is chosen under each limit, as (tiles, workers, what it says it takes)."""
+    found = []
+    for limit in limits:
+        enhancer._limit, enhancer._base = limit, 0
+        padded = enhancer_lib._Padded(low, enhancer.method.margins)
+        budget = enhancer_lib._Budget(enhancer, padded, lambda x: x, None)
+        plan = budget.plan()
+        shape = plan.rows[0].side, plan.columns[0].side
+        found.append((len(plan.tiles()), plan.workers, budget._total(shape, plan.workers)))
+        assert found[-1][-1] <= limit
+    return found
+
+
+@pytest.mark.parametrize("make", [local, staged])
+def test_tiles_and_workers_follow_the_limit(make, monkeypatch):
+    monkeypatch.setattr(enhancer_lib, "_cores", lambda: 4)
+    enhancer, low = make(), picture(303, 410)
+    expected = enhancer(low)
+    free = enhancer._plan(enhancer_lib._Padded(low, enhancer.method.margins), None, None)
+    enhancer._limit, enhancer._base = 1, 0
+    with pytest.raises(InputError, match="410 x 303 px takes [0-9,]+M .* the limit is 1M; raise"):
+        enhancer(low)
+    roomy, = plans(enhancer, low, 2 ** 40)
+    assert roomy[:2] == (len(free.tiles()), free.workers) and free.workers == 4
+    tight, = plans(enhancer, low, roomy[2] - 1)
+    assert tight[1] < 4 or tight[0] > roomy[0]
+    budget = enhancer_lib._Budget(enhancer, enhancer_lib._Padded(low, enhancer.method.margins),
+                                  lambda x: x, None)
+    budget.plan()
+    least = budget._total(min(budget._measured, key=math.prod), 1)
+    (tiles, workers, size), = plans(enhancer, low, least)
+    assert workers == 1 and tiles >= roomy[0] and size < roomy[2]
+    enhancer._limit = least
+    np.testing.assert_allclose(enhancer(low), expected, atol=2e-6)
+    with pytest.raises(InputError):
+        plans(enhancer, low, least - 1)
+
+
+def test_what_sees_everything_fits_or_not():
+    enhancer, low = Enhancer(Seeing(), {"gain": {"params": 2.0}}, max_memory=2 ** 40), picture(9, 9)
+    np.testing.assert_array_equal(enhancer(low), Enhancer(Seeing(), enhancer._nets)(low))
+    assert enhancer._base > 50e6  # Python and JAX
+    with pytest.raises(InputError, match="9 x 9 px takes .* the limit is 1M"):
+        Enhancer(Seeing(), enhancer._nets, max_memory=2 ** 20)(low)
+
+
+def test_the_command_takes_a_limit(tmp_path, capsys):
+    config = tiny("zerodce")[0].config
+    model = str(tmp_path / "model.safetensors")
+    weights.save(model, config, tiny("zerodce")[1], {"licence": "none"})
+    for name in "ab":
+        Image.fromarray((255 * picture(90, 70)).astype(np.uint8)).save(tmp_path / f"{name}.png")
+
+    def run(size, out):
+        return cli.main(["lljax", "enhance", str(tmp_path / "a.png"), str(tmp_path / "b.png"),
+                         "-o", str(tmp_path / out), "--model", model, "--max-memory", size])
+
+    assert run("1.5M", "none") == 1
+    assert capsys.readouterr().err.count("the limit is 2M; raise it") == 2
+    assert run("100G", "some") == 0
+    expected = lljax.load(model)(np.asarray(Image.open(tmp_path / "a.png")))
+    for name in "ab":
+        np.testing.assert_array_equal(Image.open(tmp_path / f"some/{name}.png"), expected)
+    for wrong in ("2", "G", "-1G", "2 cows", "nanG", "infG"):
+        with pytest.raises(InputError, match="write e.g. 2G or 800M"):
+            run(wrong, "none")
+
+
+# ---- what goes in comes out ----
 
 
 def test_integers_are_the_rounded_floats():

@@ -201,6 +201,23 @@ def test_sides_shorter_than_their_margin_repeat_the_edge():
     np.testing.assert_array_equal(padded, wanted)
 
 
+def test_tiles_are_padded_and_enlarged_as_the_generator_does():
+    """Without aligned corners; with them, and where tiles are seen to be placed, in the tests of
+    the enhancer."""
+    model = build(model__width=4, model__align_corners=False)
+    nets = jax.tree.map(lambda x: 5 * x, initial(model)["generator"])  # initial ones do nothing
+    nets = {"generator": nets}
+    low = np.asarray(0.3 * noise(13, 701, 3))  # one side too short for its margin, one mirrored
+    tiled = enhancer.Enhancer(model, nets)
+    tiled._candidates = lambda length: [320] if length > 320 else [length]
+    assert [len(tiled._cover(length)) for length in (16, 704)] == [1, 13]
+    expected = jax.jit(model.explain)(nets, low[None], KEY)
+    assert np.abs(expected["latent"]).max() > 0.02
+    found = tiled.explain(low)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value[0], atol=1e-5, err_msg=name)
+
+
 # ---- monitoring ----
 
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax import lax
 from PIL import Image
 
 from lljax import cli, convert, diffusion, method, parallel, weights
@@ -396,6 +397,33 @@ def test_tiles_leave_no_seam():
     np.testing.assert_allclose(fits["latent"], whole["latent"], atol=1e-6)
 
 
+def test_halo_holds_what_encoder_and_decoder_see():
+    """In px of the picture, a latent's pixel being as large as it is there."""
+    model = build(model__levels=2, model__diffusion=False, phases=("autoencoder",))
+    nets, cell = {"autoencoder": initial(model)["autoencoder"]}, 4
+    size = -(-(2 * model.halo + 17) // cell) * cell
+    low, at = noise(1, size, size, 3), size // 2 // cell * cell
+
+    @jax.jit
+    def reach(low, latent, row):
+        def one(low, latent):
+            return lax.dynamic_slice_in_dim(
+                model.apply(nets, low, {"latent": latent})[0, :, at], row, 1).sum()
+        return (*jax.grad(one, (0, 1))(low, latent), jax.grad(
+            lambda low: model.condense(nets, low)["latent"][0, at // cell, at // cell].sum())(low))
+
+    def rows(gradient):
+        seen = np.flatnonzero(np.abs(gradient).sum((0, 2, 3)))
+        return seen[0], seen[-1] + 1
+
+    widest = 0
+    for row in range(at, at + cell):
+        picture, latent, encoder = map(rows, reach(low, noise(1, size // 4, size // 4, 3), row))
+        widest = max(widest, row - picture[0], picture[1] - row - 1, row - cell * latent[0],
+                     cell * latent[1] - row - 1, at - encoder[0], encoder[1] - at - cell)
+    assert widest == model.halo == 43
+
+
 # ---- maps ----
 
 
@@ -405,10 +433,11 @@ def test_costly_maps_are_computed_where_asked_for():
     enhanced = one(low)
     assert one.programs == 1
     # row by row attention of 8 channels, over 5 rows
-    texts = [one._program(10, 6, costly).as_text() for costly in (False, True)]
-    assert ["f32[1,5,8,8]" in text for text in texts] == [False, True]
     maps = one.explain(low)
     assert one.programs == 2
+    texts = {costly: program.as_text() for (_, costly, *_), program in one._compiled.items()}
+    assert {costly: "f32[1,5,8,8]" in text for costly, text in texts.items()} == {
+        False: False, True: True}
     np.testing.assert_array_equal(maps["enhanced"].clip(0, 1), enhanced)
     assert maps["reflectance"].shape == (5, 3, 3) and maps["illumination"].shape == (5, 3, 1)
     for name in ("reflectance", "illumination"):

@@ -51,6 +51,9 @@ VARIANTS = [("zerodce", ""), ("zerodcepp", ""), ("retinexnet", "paper"),
             ("retinexnet", "joint"), ("retinexnet", "decom_only"), ("enlightengan", ""),
             ("lightendiffusion", "")]
 
+# what is set where a receptive field of hundreds of pixels is looked at
+NARROW = {"enlightengan": ("model.width", 4)}
+
 # for every knob of `model` and `loss` but enabled and weight, a value unlike the default
 OTHER = {
     "zerodce": {
@@ -196,8 +199,8 @@ def test_phases_train_their_networks_and_return_their_terms(case):
 
 @pytest.mark.parametrize("case", VARIANTS, ids="-".join)
 def test_halo_holds_the_receptive_field(case):
-    model = build(*case)
-    if model.halo is None:
+    model = build(*case, *NARROW.get(case[0], ()))
+    if model.halo is None or model.staged:
         pytest.skip("sees the whole picture")
     size = 2 * model.halo + 17
     size += -size % model.multiple

@@ -4,18 +4,25 @@ A *local* method (`halo` pixels of sight) runs on overlapping tiles of a few fix
 the picture's border sits exactly on it, so that networks pad with zeros where they would anyway,
 and a tile's inner edges lose `halo` pixels. Every pixel then equals that of the whole picture (to
 float rounding), mixed sizes compile a handful of programs, memory is bounded, and on a CPU the
-activations stay in the cache and one tile runs on each core. Other methods see the whole picture,
-padded to their `multiple`.
+activations stay in the cache and one tile runs on each core. A *staged* method is local but for
+what it does with a condensed copy: tiles, the whole copy, tiles again. Other methods see the whole
+picture. Margins (`Method.margins`) are made as tiles are cut: a large picture is never copied.
+
+With a limit on memory, the sides of the tiles and how many run at once are chosen by what the
+compiled programs say they need.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+import math
 import os
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -25,7 +32,7 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 from lljax import config as config_lib
-from lljax import images, weights
+from lljax import images, layers, weights
 from lljax import method as method_lib
 from lljax.errors import InputError, unknown
 from lljax.inference import control
@@ -38,6 +45,14 @@ _CPU_SIDES, _CPU_START = (64, 112, 144, 176), 4
 _ACCELERATOR_SIDES, _ACCELERATOR_START = (128, 256, 512, 768), 64
 _CPU_HALO = 8  # the sides suit a halo of at most this; a larger one scales them, and takes more of
 _BETWEEN = 3  # them, as many between two: its overlap costs more than another compilation
+# A side is at most this, or 8 halos if that is more: activations of a wide network are a kilobyte
+# a pixel. Within such tiles XLA itself uses the cores, so fewer run at once: as many as have
+# together this many pixels.
+_CPU_MOST, _ACCELERATOR_MOST = 1280, 3072
+_FLIGHT = 2 ** 22
+_FEWER = (3, 4, 6)  # halos: further sides where memory is limited
+_HOST_BYTES = 80  # a pixel of a tile, while it is cut and while its result is rounded
+_SPARE = 1.05  # what is allocated beside what is counted
 _SLACK = 1e-3  # floats may leave [0, 1] by so much: resampling rounds
 
 
@@ -67,13 +82,103 @@ class _Tile(NamedTuple):
     columns: _Span
 
     @classmethod
-    def of(cls, pixels: np.ndarray) -> _Tile:
-        """The whole of [H, W, C]."""
-        return cls(*(_Span(0, side, 0, side) for side in pixels.shape[:2]))
+    def of(cls, height: int, width: int) -> _Tile:
+        """The whole of a picture."""
+        return cls(*(_Span(0, side, 0, side) for side in (height, width)))
 
-    def whole(self, pixels: np.ndarray) -> bool:
-        """Whether it is all of [H, W, C]."""
-        return self == _Tile.of(pixels)
+
+class _Plan(NamedTuple):
+    """Into which tiles a picture is cut, and how many of them run at once."""
+
+    rows: list[_Span]
+    columns: list[_Span]
+    workers: int
+
+    def tiles(self) -> list[_Tile]:
+        return [_Tile(row, column) for row in self.rows for column in self.columns]
+
+
+class _Padded:
+    """A picture [H, W, 3] with its margins, which are made where it is looked at.
+
+    Attributes:
+      pixels: the picture without them.
+      height: with them.
+      width: with them.
+      top: rows before the picture.
+      left: columns before it.
+    """
+
+    def __init__(self, pixels: np.ndarray, margins: Callable[[int], tuple[int, int]]):
+        self.pixels = pixels
+        widths = [margins(side) for side in pixels.shape[:2]]
+        # mirrored without the edge, or, where the picture is too small for that, its last value
+        self._rows, self._columns = (
+            np.pad(np.arange(side), width, "reflect" if max(width) < side else "edge")
+            for side, width in zip(pixels.shape[:2], widths, strict=True))
+        self.height, self.width = len(self._rows), len(self._columns)
+        (self.top, _), (self.left, _) = widths
+
+    def cut(self, tile: _Tile) -> np.ndarray:
+        """What the network sees: float32 [1, h, w, 3] in [0, 1]."""
+        rows, columns = self._rows[tile.rows.seen()], self._columns[tile.columns.seen()]
+        top, left = rows.min(), columns.min()
+        low = self.pixels[top:rows.max() + 1, left:columns.max() + 1]
+        if low.shape[:2] != (len(rows), len(columns)):
+            low = low[np.ix_(rows - top, columns - left)]
+        return (images.to_float(low) if low.dtype.kind == "u" else low.astype(np.float32))[None]
+
+    def place(self, scale: int) -> tuple[slice, slice]:
+        """Where the picture itself lies in a map of the whole, `scale` times smaller."""
+        return tuple(slice(before // scale, -(-(before + side) // scale)) for before, side in zip(
+            (self.top, self.left), self.pixels.shape[:2], strict=True))
+
+    def crop(self, value: np.ndarray) -> np.ndarray:
+        """A map [..., h, w, C] of the whole without its margins; what is no map, as it is."""
+        scale = _scale(_Tile.of(self.height, self.width), value)
+        if scale is None:
+            return value
+        return np.ascontiguousarray(value[..., *self.place(scale), :])
+
+
+class _Sheets(dict):
+    """Maps put together from tiles: name -> [..., h, w, C]; what is no map is as it came last.
+
+    Args:
+      padded: the picture.
+      margins: whether the maps keep its margins.
+    """
+
+    def __init__(self, padded: _Padded, margins: bool = False):
+        super().__init__()
+        self._padded, self._margins, self._lock = padded, margins, threading.Lock()
+
+    def put(self, tile: _Tile, found: Mapping[str, np.ndarray]) -> None:
+        """Adds a tile's; several threads may."""
+        for name, value in found.items():
+            scale = _scale(tile, value)
+            if scale is None:
+                self[name] = value
+                continue
+            places = (slice(0, self._padded.height // scale), slice(0, self._padded.width // scale))
+            if not self._margins:
+                places = self._padded.place(scale)
+            with self._lock:
+                if name not in self:
+                    size = tuple(place.stop - place.start for place in places)
+                    self[name] = np.empty(value.shape[:-3] + size + value.shape[-1:], value.dtype)
+            to, of = zip(*(_overlap(span, place, scale) for span, place in zip(
+                tile, places, strict=True)), strict=True)
+            self[name][..., *to, :] = value[..., *of, :]
+
+
+def _overlap(span: _Span, place: slice, scale: int) -> tuple[slice, slice]:
+    """(where in a sheet, where in the tile) what is kept of a tile lies, `scale` times smaller;
+    the sheet shows `place` of the padded picture."""
+    kept, inner = span.kept(scale), span.inner(scale)
+    first, last = max(kept.start, place.start), max(min(kept.stop, place.stop), place.start)
+    shift = inner.start - kept.start
+    return slice(first - place.start, last - place.start), slice(first + shift, last + shift)
 
 
 class Enhancer:
@@ -86,13 +191,18 @@ class Enhancer:
       compile_seconds: time spent so far on compiling, or on loading what was compiled before.
     """
 
-    def __init__(self, method: method_lib.Method, nets: dict[str, Any], seed: int = 0):
+    def __init__(self, method: method_lib.Method, nets: dict[str, Any], seed: int = 0,
+                 max_memory: int | None = None):
         """Puts the networks on the default device; compiles nothing yet.
 
         Args:
           method: the method.
           nets: network name -> variables.
           seed: of what the method draws (diffusion noise); the same seed gives the same picture.
+          max_memory: bytes that enhancing may take at most, as far as the compiled programs tell
+            (what a library takes that a method calls, as for denoising, they do not): on a CPU the
+            process's resident memory, all that was there before included; on an accelerator the
+            device's memory. None is no limit.
         """
         self.method = method
         self._nets = jax.device_put(nets)
@@ -100,25 +210,22 @@ class Enhancer:
         # One program gives the picture and the maps, because a second one would round a few
         # pixels otherwise; maps that nobody asks for cost no measurable time. The method's costly
         # ones have a program of their own. What a program does not return, XLA takes out.
-        self._networks = {costly: jax.jit(functools.partial(self._maps, costly))
-                          for costly in (False, True)}
-        self._compiled: dict[tuple[int, int, bool], Any] = {}
+        self._networks = {("condense", False): jax.jit(method.condense),
+                          ("apply", False): jax.jit(method.apply)}
+        for stage, function in (("explain", method.explain), ("solve", method.solve)):
+            for costly in (False, True):
+                self._networks[stage, costly] = jax.jit(
+                    functools.partial(self._maps, function, costly))
+        self._compiled: dict[tuple, Any] = {}
         self._lock = threading.Lock()
         self.compile_seconds = 0.0
-        cpu = jax.default_backend() == "cpu"
-        # XLA leaves cores idle within one small tile, so as many tiles run as there are cores; on
-        # an accelerator two hide the copies behind the computation.
-        self._workers = min(_cores(), 16) if cpu else 2
+        self._cpu = cpu = jax.default_backend() == "cpu"
+        self._limit, self._base = max_memory, None
         self._start = _CPU_START if cpu else _ACCELERATOR_START
-        self._halo, self._sides = None, ()
+        self._halo, self._sides = None, []
         if method.halo is not None:
             self._halo = _up(method.halo, method.multiple)
-            scale = max(1, self._halo / _CPU_HALO)
-            sides = _CPU_SIDES if cpu else _ACCELERATOR_SIDES
-            if scale > 1:
-                places = np.arange(0, len(sides) - 1 + 1e-9, 1 / _BETWEEN)
-                sides = np.interp(places, np.arange(len(sides)), sides)
-            self._sides = [_up(round(side * scale), method.multiple) for side in sides]
+            self._sides = _sides(self._halo, method.multiple, cpu)
 
     def use(self, nets: dict[str, Any]) -> None:
         """Replaces the networks by others of the same shapes; nothing is compiled anew."""
@@ -171,7 +278,8 @@ class Enhancer:
         Raises:
           InputError: as for a call, or for a batch.
         """
-        return self._gather(_one(image), dict)
+        enhanced, maps = self._gather(_one(image), lambda enhanced: enhanced, dict)
+        return {**maps, "enhanced": enhanced}
 
     def draw(self, image: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """A picture enhanced, and the pictures that the method draws of its maps.
@@ -189,119 +297,298 @@ class Enhancer:
           InputError: as `explain`.
         """
         pixels = _one(image)
-
-        def convert(found):
-            enhanced = finish(found.pop("enhanced"), pixels.dtype)
-            return {"": enhanced, **{name: images.to_uint(value, np.uint8)
-                                     for name, value in self.method.draw(found).items()}}
-
-        result = self._gather(pixels, convert)
-        return result.pop(""), result
+        return self._gather(
+            pixels, lambda enhanced: finish(enhanced, pixels.dtype),
+            lambda found: {name: images.to_uint(value, np.uint8)
+                           for name, value in self.method.draw(found).items()})
 
     def drawn(self) -> list[str]:
         """Names of the pictures that the method draws of its maps."""
-        side = _up(64, self.method.multiple)
-        low = jax.ShapeDtypeStruct((1, side, side, 3), np.float32)
-        maps = jax.eval_shape(self.method.explain, self._nets, low, self._key)
+        maps = self._blank(_up(64, self.method.multiple))
         maps.pop("enhanced")
-        return sorted(self.method.draw({name: np.zeros(value.shape[1:], np.float32)
-                                        for name, value in maps.items()}))
+        return sorted(self.method.draw(maps))
+
+    def _blank(self, side: int) -> dict[str, np.ndarray]:
+        """Maps as `explain` gives them, of a square picture, without computing any."""
+        maps = jax.eval_shape(self.method.explain, self._nets, _float32(1, side, side, 3),
+                              self._key)
+        return {name: np.zeros(value.shape[1:], np.float32) for name, value in maps.items()}
 
     def _enhance(self, pixels: np.ndarray) -> np.ndarray:
         """[H, W, 3] of any accepted dtype -> the same, enhanced."""
-        return self._gather(pixels, lambda found: {
-            "enhanced": finish(found["enhanced"], pixels.dtype)}, "enhanced")["enhanced"]
+        return self._gather(pixels, lambda enhanced: finish(enhanced, pixels.dtype))[0]
 
-    def _gather(self, pixels: np.ndarray, convert: Callable[[dict], dict[str, np.ndarray]],
-                *names: str) -> dict[str, np.ndarray]:
-        """What `convert` makes of the maps (of these names, or all) of each tile, put together."""
-        height, width = pixels.shape[:2]
-        padded = self._pad(pixels)
-        result: dict[str, np.ndarray] = {}
-        for tile, found in self._pieces(padded, *names):
-            if tile.whole(padded):  # before drawing, which may put several maps side by side
-                return convert({name: _cropped(value, _scale(tile, value), height, width)
-                                for name, value in found.items()})
-            for name, value in convert(found).items():
-                scale = _scale(tile, value)
-                if scale is None:
-                    result[name] = value
-                    continue
-                if name not in result:
-                    size = (padded.shape[0] // scale, padded.shape[1] // scale)
-                    result[name] = np.empty(
-                        value.shape[:-3] + size + value.shape[-1:], value.dtype)
-                result[name][..., tile.rows.kept(scale), tile.columns.kept(scale), :] = (
-                    value[..., tile.rows.inner(scale), tile.columns.inner(scale), :])
-        scales = {name: _scale(_Tile.of(padded), value) for name, value in result.items()}
-        return {name: _cropped(value, scales[name], height, width)
-                for name, value in result.items()}
+    def _gather(self, pixels: np.ndarray, picture: Callable[[np.ndarray], np.ndarray],
+                draw: Callable[[dict], dict] | None = None) -> tuple[np.ndarray, dict]:
+        """(what `picture` makes of the enhanced pixels, what `draw` makes of the maps), of a tile
+        each, put together. None: no maps are wanted."""
+        padded = _Padded(pixels, self.method.margins)
+        plan = self._plan(padded, picture, draw)
+        tiles, costly = plan.tiles(), _costly(self.method, draw)
+        if len(tiles) == 1:
+            found = self._explain(padded, tiles[0], costly)
+            # cropped before drawing, which may put several maps side by side
+            maps = {name: padded.crop(value) for name, value in found.items()
+                    if name == "enhanced" or draw}
+            return picture(maps.pop("enhanced")), draw(maps) if draw else {}
+        sheets, maps = _Sheets(padded), {}
+        if self.method.staged:
+            maps = self._solve(padded, plan, costly)
 
-    def _maps(self, costly: bool, nets: dict[str, Any], low: Any, key: Any) -> dict[str, Any]:
-        """Those maps of `explain`, and the picture, that are costly or are not."""
-        return {name: value for name, value in self.method.explain(nets, low, key).items()
+            def work(tile):
+                sheets.put(tile, {"": picture(self._apply(padded, tile, maps))})
+        else:
+            def work(tile):
+                found = self._explain(padded, tile, costly)
+                enhanced = picture(found.pop("enhanced"))
+                sheets.put(tile, {**(draw(found) if draw else {}), "": enhanced})
+        self._each(plan, work)
+        enhanced = sheets.pop("")
+        if draw and self.method.staged:
+            return enhanced, draw({name: padded.crop(value) for name, value in maps.items()})
+        return enhanced, dict(sheets)
+
+    def _each(self, plan: _Plan, work: Callable[[_Tile], None]) -> None:
+        with ThreadPoolExecutor(plan.workers) as pool:
+            for _ in pool.map(work, plan.tiles()):
+                pass
+
+    def _explain(self, padded: _Padded, tile: _Tile, costly: Sequence[bool]) -> dict:
+        """The maps of a tile and `enhanced`, [h, w, C] each."""
+        inputs = [padded.cut(tile), self._key]
+        if self.method.placed:
+            inputs.append(layers.Window(*map(np.int32, (
+                tile.rows.start, tile.columns.start, padded.height, padded.width))))
+        return {name: np.asarray(value)[0] for which in costly
+                for name, value in self._run("explain", which, *inputs).items()}
+
+    def _solve(self, padded: _Padded, plan: _Plan, costly: Sequence[bool]) -> dict:
+        """The maps of a staged method, [h, w, C] each, with the margins."""
+        small = _Sheets(padded, margins=True)
+
+        def work(tile):
+            found = self._run("condense", False, padded.cut(tile))
+            small.put(tile, {name: np.asarray(value)[0] for name, value in found.items()})
+
+        self._each(plan, work)
+        small = {name: value[None] for name, value in small.items()}
+        return {name: np.asarray(value)[0] for which in costly
+                for name, value in self._run("solve", which, small, self._key).items()}
+
+    def _apply(self, padded: _Padded, tile: _Tile, maps: dict[str, np.ndarray]) -> np.ndarray:
+        """The enhanced tile [h, w, 3] of a staged method, of the maps of the whole picture."""
+        whole, parts = _Tile.of(padded.height, padded.width), {}
+        for name, value in maps.items():
+            if name in self.method.costly:
+                continue
+            scale = _scale(whole, value)
+            if scale is not None:
+                value = value[..., *(slice(span.start // scale, (span.start + span.side) // scale)
+                                     for span in tile), :]
+            parts[name] = value[None]
+        return np.asarray(self._run("apply", False, padded.cut(tile), parts))[0]
+
+    def _maps(self, function: Callable[..., dict], costly: bool, *inputs: Any) -> dict[str, Any]:
+        """Those maps that are costly or are not."""
+        return {name: value for name, value in function(*inputs).items()
                 if (name in self.method.costly) == costly}
 
-    def _pad(self, pixels: np.ndarray) -> np.ndarray:
-        """Extends the sides to the method's multiple."""
-        height, width = pixels.shape[:2]
-        multiple = self.method.multiple
-        return images.pad(pixels, _up(height, multiple) - height, _up(width, multiple) - width)
+    def _run(self, stage: str, costly: bool, *inputs: Any) -> Any:
+        return self._program(stage, costly, *inputs)(self._nets, *inputs)
 
-    def _pieces(self, pixels: np.ndarray,
-                *names: str) -> Iterator[tuple[_Tile, dict[str, np.ndarray]]]:
-        """Runs the network over the tiles of [H, W, 3]; yields them with the maps [h, w, C] of
-        these names, or with all."""
-        rows, columns = (self._cover(length) for length in pixels.shape[:2])
-        wanted = {name in self.method.costly for name in names} or {
-            False, bool(self.method.costly)}
-        programs = [self._program(rows[0].side, columns[0].side, costly)
-                    for costly in sorted(wanted)]
+    def _program(self, stage: str, costly: bool, *inputs: Any) -> Any:
+        """The compiled program for inputs of these shapes: its costly maps, or all else."""
+        which = (stage, costly, *(leaf.shape for leaf in jax.tree.leaves(inputs)))
+        with self._lock:
+            if which not in self._compiled:
+                start = time.perf_counter()
+                self._compiled[which] = self._networks[stage, costly].lower(
+                    self._nets, *inputs).compile()
+                self.compile_seconds += time.perf_counter() - start
+            return self._compiled[which]
 
-        def run(tile):
-            low = pixels[tile.rows.seen(), tile.columns.seen()]
-            low = images.to_float(low) if low.dtype.kind == "u" else low.astype(np.float32)
-            found = {name: value for program in programs
-                     for name, value in program(self._nets, low[None], self._key).items()}
-            return {name: np.asarray(found[name])[0] for name in names or found}
+    # ---- tiles ----
 
-        tiles = [_Tile(row, column) for row in rows for column in columns]
-        if len(tiles) == 1:
-            yield tiles[0], run(tiles[0])
-            return
-        with ThreadPoolExecutor(self._workers) as pool:
-            yield from zip(tiles, pool.map(run, tiles), strict=True)
+    def _plan(self, padded: _Padded, picture: Callable, draw: Callable | None) -> _Plan:
+        """The tiles that cost least time, within the limit on memory."""
+        if self._limit is not None:
+            return _Budget(self, padded, picture, draw).plan()
+        rows, columns = (self._cover(side) for side in (padded.height, padded.width))
+        return _Plan(rows, columns, self._workers(rows[0].side * columns[0].side))
 
-    def _cover(self, length: int) -> list[_Span]:
-        """Equal tiles over an axis, of the side that costs least."""
+    def _workers(self, pixels: int) -> int:
+        """How many tiles of so many pixels run at once, if memory allows it.
+
+        XLA leaves cores idle within one small tile, so as many run as there are cores; on an
+        accelerator two hide the copies behind the computation.
+        """
+        return min(_cores(), 16, max(1, _FLIGHT // pixels)) if self._cpu else 2
+
+    def _candidates(self, length: int) -> list[int]:
+        """Sides of tiles that an axis may be cut into. A short one is not cut."""
         sides = [side for side in self._sides if side <= length]
-        if not sides:
-            return [_Span(0, length, 0, length)]
-        halo = self._halo
+        whole = _CPU_SIDES[0] if self._cpu else _ACCELERATOR_SIDES[0]
+        small = self._halo is None or length < whole * max(1, self._halo / _CPU_HALO)
+        return [length] if small or not sides else sides
 
-        def count(side):
-            return 1 if side == length else -(-(length - 2 * halo) // (side - 2 * halo))
+    def _count(self, length: int, side: int) -> int:
+        """How many tiles of a side cover an axis."""
+        if side == length:
+            return 1
+        return -(-(length - 2 * self._halo) // (side - 2 * self._halo))
 
-        side = min(sides, key=lambda side: count(side) * (side + self._start))
+    def _cost(self, length: int, side: int) -> int:
+        """Pixels computed along an axis, and what starting its tiles costs."""
+        return self._count(length, side) * (side + self._start)
+
+    def _cover(self, length: int, side: int | None = None) -> list[_Span]:
+        """Equal tiles over an axis, of a side, or of the side that costs least."""
+        side = side or min(self._candidates(length), key=lambda one: self._cost(length, one))
         spans, last = [], 0
-        for i in range(count(side)):
-            start = min(i * (side - 2 * halo), length - side)
+        for i in range(self._count(length, side)):
+            start = min(i * (side - 2 * (self._halo or 0)), length - side)
             first, end = last, start + side
-            last = length if end == length else end - halo
+            last = length if end == length else end - self._halo
             spans.append(_Span(start, side, first, last))
         return spans
 
-    def _program(self, height: int, width: int, costly: bool) -> Any:
-        """The compiled network for tiles of a size: its costly maps, or all else."""
-        with self._lock:
-            which = (height, width, costly)
-            if which not in self._compiled:
-                start = time.perf_counter()
-                low = jax.ShapeDtypeStruct((1, height, width, 3), np.float32)
-                self._compiled[which] = self._networks[costly].lower(
-                    self._nets, low, self._key).compile()
-                self.compile_seconds += time.perf_counter() - start
-            return self._compiled[which]
+
+class _Budget:
+    """Chooses tiles for one picture within a limit on memory.
+
+    What a tile takes is what its compiled program says; of a size that is not compiled yet, as
+    much a pixel as the greediest one that is.
+    """
+
+    def __init__(self, enhancer: Enhancer, padded: _Padded, picture: Callable,
+                 draw: Callable | None):
+        self._enhancer, self._padded, self._draw = enhancer, padded, draw
+        self._costly = _costly(enhancer.method, draw)
+        self._lengths = padded.height, padded.width
+        self._measured: dict[tuple[int, int], int] = {}  # sides -> bytes of one running tile
+        self._small = self._solving = self._solved = 0  # bytes of a staged method's middle
+        self._fixed = (padded.pixels.nbytes + self._kept(picture)) if enhancer._cpu else 0
+
+    def plan(self) -> _Plan:
+        """The plan that takes least time.
+
+        Raises:
+          InputError: none stays within the limit.
+        """
+        enhancer = self._enhancer
+        shapes = list(itertools.product(*map(self._sides, self._lengths)))
+        least = min(shapes, key=math.prod)
+        if enhancer.method.staged and least != self._lengths:
+            self._measure_middle()
+        self._measure(least)
+        if enhancer._base is None:  # once: it grows a little with every picture, plans must not
+            enhancer._base = (_resident() - self._padded.pixels.nbytes if enhancer._cpu else
+                              sum(leaf.nbytes for leaf in jax.tree.leaves(enhancer._nets)))
+        while True:
+            fitting = [(self._time(shape, workers), shape, workers) for shape in shapes
+                       if (workers := self._most(shape))]
+            if not fitting:
+                height, width = self._padded.pixels.shape[:2]
+                raise InputError(
+                    f"a picture of {width} x {height} px takes {_size(self._total(least, 1))} of "
+                    f"memory even in small tiles, and the limit is {_size(enhancer._limit)}; "
+                    "raise it, or cut or shrink the picture")
+            _, shape, workers = min(fitting)
+            if shape in self._measured:
+                return _Plan(*map(enhancer._cover, self._lengths, shape), workers)
+            self._measure(shape)
+
+    def _sides(self, length: int) -> list[int]:
+        """Sides of tiles along an axis, those too that are not worth their overlap."""
+        enhancer, sides = self._enhancer, []
+        if enhancer._halo:
+            fewer = (_up(times * enhancer._halo, enhancer.method.multiple) for times in _FEWER)
+            sides = [side for side in (*fewer, *enhancer._sides) if side < length]
+        return sorted({*sides, *enhancer._candidates(length)})
+
+    def _time(self, shape: tuple[int, int], workers: int) -> float:
+        """What a plan takes, as pixels computed with all cores."""
+        costs = map(self._enhancer._cost, self._lengths, shape)
+        return math.prod(costs) * self._wanted(shape) / workers
+
+    def _wanted(self, shape: tuple[int, int]) -> int:
+        """How many tiles run at once if there is memory."""
+        count = math.prod(map(self._enhancer._count, self._lengths, shape))
+        return min(count, self._enhancer._workers(math.prod(shape)))
+
+    def _most(self, shape: tuple[int, int]) -> int:
+        """How many tiles may run at once; 0 if not even one."""
+        return next((workers for workers in range(self._wanted(shape), 0, -1)
+                     if self._total(shape, workers) <= self._enhancer._limit), 0)
+
+    def _total(self, shape: tuple[int, int], workers: int) -> int:
+        """Bytes that a plan takes at its peak."""
+        running = workers * self._tile(shape)
+        if self._enhancer.method.staged and shape != self._lengths:
+            # going in, the condensed copy is copied once more
+            running = max(running + max(self._small, self._solved),
+                          2 * self._small + self._solving)
+        return int(self._enhancer._base + _SPARE * (self._fixed + running))
+
+    def _tile(self, shape: tuple[int, int]) -> int:
+        """Bytes of one running tile."""
+        if shape in self._measured:
+            return self._measured[shape]
+        return math.ceil(math.prod(shape) * max(
+            found / math.prod(known) for known, found in self._measured.items()))
+
+    def _measure(self, shape: tuple[int, int]) -> None:
+        """Compiles the programs for tiles of a size."""
+        enhancer, (temporary, result) = self._enhancer, (0, 0)
+        for stage, costly, inputs in self._programs(shape):
+            memory = enhancer._program(stage, costly, *inputs).memory_analysis()
+            temporary = max(temporary, memory.temp_size_in_bytes)
+            result += memory.output_size_in_bytes
+        pixels = math.prod(shape)
+        host = _HOST_BYTES * pixels + (2 * result if self._draw else 0)
+        self._measured[shape] = temporary + result + (host if enhancer._cpu else 12 * pixels)
+
+    def _programs(self, shape: tuple[int, int]) -> list[tuple[str, bool, tuple]]:
+        """What runs over a tile: stage, costly or not, and the shapes of what goes in."""
+        enhancer, low = self._enhancer, _float32(1, *shape, 3)
+        if enhancer.method.staged and shape != self._lengths:
+            maps = {name: _float32(*value.shape[:-3], *(
+                side // scale for side in shape), value.shape[-1]) if (
+                    scale := _scale(_Tile.of(*self._lengths), value)) else value
+                    for name, value in self._solution(False).items()}
+            return [("condense", False, (low,)), ("apply", False, (low, maps))]
+        window = [layers.Window(*[jax.ShapeDtypeStruct((), np.int32)] * 4)]
+        inputs = (low, enhancer._key, *(window if enhancer.method.placed else []))
+        return [("explain", costly, inputs) for costly in self._costly]
+
+    def _condensed(self) -> dict:
+        enhancer = self._enhancer
+        return jax.eval_shape(enhancer.method.condense, enhancer._nets,
+                              _float32(1, *self._lengths, 3))
+
+    def _solution(self, costly: bool) -> dict:
+        enhancer = self._enhancer
+        return jax.eval_shape(enhancer._networks["solve", costly], enhancer._nets,
+                              self._condensed(), enhancer._key)
+
+    def _measure_middle(self) -> None:
+        """Compiles what a staged method does with the whole picture."""
+        enhancer, small = self._enhancer, self._condensed()
+        self._small = _bytes(small)
+        for costly in self._costly:
+            memory = enhancer._program("solve", costly, small, enhancer._key).memory_analysis()
+            self._solving = max(self._solving, self._solved + memory.temp_size_in_bytes
+                                + memory.output_size_in_bytes)
+            self._solved += memory.output_size_in_bytes
+
+    def _kept(self, picture: Callable) -> int:
+        """Bytes of the results."""
+        side = _up(64, self._enhancer.method.multiple)
+        found = self._enhancer._blank(side)
+        kept = picture(found.pop("enhanced")).nbytes
+        if self._draw:
+            kept += sum(value.nbytes for value in self._draw(found).values())
+        return math.ceil(kept / side ** 2 * math.prod(self._lengths))
 
 
 def finish(enhanced: np.ndarray, dtype: np.dtype) -> np.ndarray:
@@ -340,7 +627,7 @@ def read(source: str | os.PathLike,
 
 
 def load(source: str | os.PathLike, seed: int = 0, settings: Sequence[str] = (),
-         averaged: bool = True) -> Enhancer:
+         averaged: bool = True, max_memory: int | None = None) -> Enhancer:
     """An `Enhancer` of what `read` reads.
 
     Args:
@@ -349,16 +636,17 @@ def load(source: str | os.PathLike, seed: int = 0, settings: Sequence[str] = (),
       settings: changes of the config it was trained with, e.g. ["denoise.name=nlm"]; see
         `config.change`.
       averaged: as in `read`.
+      max_memory: bytes, as in `Enhancer`.
 
     Raises:
       InputError: as `read`, or settings that cannot be, or that make other networks.
     """
     config, nets = read(source, averaged)
     if not settings:
-        return Enhancer(method_lib.load(config), nets, seed)
+        return Enhancer(method_lib.load(config), nets, seed, max_memory)
     method = method_lib.load(config_lib.change(config, settings))
     _check_fit(method, nets, settings)
-    return Enhancer(method, nets, seed)
+    return Enhancer(method, nets, seed, max_memory)
 
 
 def _check_fit(method: method_lib.Method, nets: dict[str, Any], settings: Sequence[str]) -> None:
@@ -405,11 +693,47 @@ def _scale(tile: _Tile, value: np.ndarray) -> int | None:
     return scale if value.shape[-2] * scale == tile.columns.side else None
 
 
-def _cropped(value: np.ndarray, scale: int | None, height: int, width: int) -> np.ndarray:
-    """A map `scale` times smaller than its padded picture, cut to the picture [height, width]."""
-    if scale is None:
-        return value
-    return np.ascontiguousarray(images.crop(value, -(-height // scale), -(-width // scale)))
+def _sides(halo: int, multiple: int, cpu: bool) -> list[int]:
+    """Sides of tiles for a halo, in px, multiples of `multiple`."""
+    sides, most = ((_CPU_SIDES, _CPU_MOST) if cpu else (_ACCELERATOR_SIDES, _ACCELERATOR_MOST))
+    scale = max(1, halo / _CPU_HALO)
+    if scale > 1:
+        places = np.arange(0, len(sides) - 1 + 1e-9, 1 / _BETWEEN)
+        sides = np.interp(places, np.arange(len(sides)), sides) * scale
+    if sides[-1] > most:
+        largest = max(most, sides[0])
+        sides = np.linspace(largest / 2, largest, len(sides))
+    return sorted({_up(round(side), multiple) for side in sides})
+
+
+def _costly(method: method_lib.Method, draw: Callable | None) -> list[bool]:
+    """Of which kinds maps are computed: not costly, costly."""
+    return [False, True] if draw and method.costly else [False]
+
+
+def _float32(*shape: int) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape, np.float32)
+
+
+def _bytes(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _size(count: int) -> str:
+    """Bytes for people, rounded up: what is printed suffices."""
+    return f"{math.ceil(count / 2 ** 20):,}M"
+
+
+def _resident() -> int:
+    """Bytes of memory that this process has now; where the system does not say, had at most."""
+    try:
+        with open("/proc/self/statm") as file:
+            return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except FileNotFoundError:  # not Linux
+        import resource
+
+        unit = 1 if sys.platform == "darwin" else 1024
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def _up(length: int, multiple: int) -> int:

@@ -299,7 +299,7 @@ def sheet(pictures: Mapping[str, Image.Image]) -> np.ndarray:
     return np.asarray(whole)
 
 
-def run(jobs: Sequence[Job], work: Work) -> Iterator[Done]:
+def run(jobs: Sequence[Job], work: Work, ahead: int | None = None) -> Iterator[Done]:
     """Does the jobs; yields each when it is finished, in their order but for failed ones.
 
     Reading and writing run in threads beside the work, a few pictures ahead and behind: memory does
@@ -308,22 +308,29 @@ def run(jobs: Sequence[Job], work: Work) -> Iterator[Done]:
     Args:
       jobs: what to do; the folders of their targets exist.
       work: picture -> (result, {name: map}); the maps are written beside the result, before it.
+      ahead: how many pictures are read ahead, and written behind; 0 has one picture in memory at a
+        time. Default: by the number of cores.
     """
-    ahead = max(2, min(8, (os.cpu_count() or 1) // 2))
-    with ThreadPoolExecutor(ahead) as readers, ThreadPoolExecutor(ahead) as writers:
+    if ahead is None:
+        ahead = max(2, min(8, (os.cpu_count() or 1) // 2))
+    threads = max(1, ahead)
+    with ThreadPoolExecutor(threads) as readers, ThreadPoolExecutor(threads) as writers:
         reading, writing, rest = deque(), deque(), iter(jobs)
 
         def read_next():
             for job in rest:
                 reading.append((job, readers.submit(_attempt, job, _read, job.file)))
-                return
+                return True
+            return False
 
         for _ in range(ahead):
             read_next()
-        while reading:
+        while reading or read_next():
             job, future = reading.popleft()
             picture, spent, error = future.result()
-            read_next()
+            del future  # it has the picture as it was
+            if ahead:
+                read_next()
             size = None if picture is None else picture.pixels.shape[1::-1]
             if error is None:
                 found, seconds, error = _attempt(job, work, picture)
@@ -333,7 +340,7 @@ def run(jobs: Sequence[Job], work: Work) -> Iterator[Done]:
                 continue
             writing.append((job, size, spent, writers.submit(
                 _attempt, job, _write, job.target, *found)))
-            del picture, found, future  # else one more is held while the next is waited for
+            del picture, found  # else one more is held while the next is waited for
             if len(writing) > ahead:
                 yield _written(*writing.popleft())
         while writing:

@@ -21,7 +21,7 @@ github.com/VITA-Group/EnlightenGAN.
 | image pool     | -                   | asked, its answer unused       | none                     |
 | learning rate  | 100 epochs, then to | by 1e-6 an epoch               | by the step              |
 |                | 0 in 100            |                                |                          |
-| wide pictures  | -                   | over 2,200 px: at half size    | at full size             |
+| wide pictures  | -                   | over 2,200 px: at half size    | at full size, in tiles   |
 
 `config` selects the official program's side; without a VGG16 file its two terms are off, and the
 training says so.
@@ -45,6 +45,10 @@ from lljax.errors import InputError, unknown
 Array = jax.Array
 
 _MULTIPLE = 16  # four poolings
+# Radius of what the generator sees, px. From a pixel back: three convolutions a level on the way
+# up, each level's start between two pixels of half the size, two convolutions a level on the way
+# down. A test finds it by its gradient.
+_HALO = 137
 _SLOPE = 0.2  # of every LeakyReLU
 _KERNEL = nn.initializers.normal(0.02)
 _SIDES = {"global": "global_disc", "local": "local_disc"}
@@ -116,9 +120,14 @@ class Up(nn.Module):
     align_corners: bool = True
 
     @nn.compact
-    def __call__(self, x: Array, skip: Array, attention: Array | float) -> Array:
-        """[B, h, w, C], skip [B, 2 h, 2 w, C / 2], its weight -> [B, 2 h, 2 w, features]."""
-        x = layers.resize_bilinear(x, *skip.shape[1:3], self.align_corners)
+    def __call__(self, x: Array, skip: Array, attention: Array | float,
+                 window: layers.Window | None = None) -> Array:
+        """[B, h, w, C], skip [B, 2 h, 2 w, C / 2], its weight -> [B, 2 h, 2 w, features]; window
+        is the place of `x` if it is of a tile."""
+        if window is not None and self.align_corners:
+            x = layers.enlarge(x, 2, window)
+        else:  # without aligned corners the place does not matter
+            x = layers.resize_bilinear(x, *skip.shape[1:3], self.align_corners)
         x = layers.Conv(self.features, kernel_init=_KERNEL, name="deconv")(x)
         x = Block(self.features, self.train, name="block1")(x, skip * attention)
         return Block(self.features, self.train, self.norm, name="block2")(x)
@@ -142,9 +151,11 @@ class Generator(nn.Module):
     remat: bool = False
 
     @nn.compact
-    def __call__(self, image_pm1: Array, attention: Array, train: bool = False) -> Array:
+    def __call__(self, image_pm1: Array, attention: Array, train: bool = False,
+                 window: layers.Window | None = None) -> Array:
         """Picture [B, H, W, 3] in [-1, 1], attention [B, H, W, 1] in [0, 1] -> what is to be
-        added to the picture, [B, H, W, 3]. Any size: sides are padded to multiples of 16."""
+        added to the picture, [B, H, W, 3]. Any size: sides are padded to multiples of 16. Of a
+        tile, window says where in its padded picture it lies, in multiples of 16."""
         down, up = (nn.remat(level) if self.remat else level for level in (Down, Up))
         margins = [_margins(side) for side in image_pm1.shape[1:3]]
         image_pm1, attention = _pad(image_pm1, margins), _pad(attention, margins)
@@ -162,7 +173,8 @@ class Generator(nn.Module):
         x = down(16 * self.width, train, name="level5")(x, levels[4])
         for i in range(3, -1, -1):
             level = up(self.width * 2 ** i, train, i > 0, self.align_corners, name=f"level{9 - i}")
-            x = level(x, skips[i], levels[i])
+            place = window if window is None else window.smaller(2 ** (i + 1))
+            x = level(x, skips[i], levels[i], place)
         latent = layers.Conv(3, 1, kernel_init=_KERNEL, name="conv10")(x)
         if self.times_residual:
             latent = latent * attention
@@ -242,8 +254,9 @@ class Method(base.Method):
     the frozen `vgg16` if a feature term is enabled.
     """
 
-    halo = None  # up-sampling with aligned corners depends on the picture's size
-    multiple = 1  # the generator pads by itself, on all sides
+    halo = _HALO
+    multiple = _MULTIPLE
+    placed = True  # up-sampling with aligned corners depends on the place in the picture
     optional = ("global_disc", "local_disc", "vgg16")
 
     def __init__(self, config: ConfigDict):
@@ -333,6 +346,10 @@ class Method(base.Method):
                              f"discriminator's learning rate (config.phase.train.optim."
                              f"{_SIDES[term.removeprefix('disc_')]}.lr)")
         return tuple(lines)
+
+    def margins(self, side: int) -> tuple[int, int]:
+        """Those of the generator, which pads by itself what comes without: half on each side."""
+        return _margins(side)
 
     def train_step(self, state: base.State, batch: base.Batch, weights: dict[str, Array], *,
                    phase: str) -> tuple[base.State, base.Scalars]:
@@ -474,18 +491,19 @@ class Method(base.Method):
                   else layers.imagenet_normalize((images_pm1 + 1) / 2))
         return layers.vgg16_features(nets["vgg16"]["params"], scaled, vgg16.layer, pool4=False)
 
-    def estimate(self, nets: dict[str, base.Variables], low: Array,
-                 key: Array) -> dict[str, Array]:
+    def estimate(self, nets: dict[str, base.Variables], low: Array, key: Array,
+                 window: layers.Window | None = None) -> dict[str, Array]:
         """`attention` [B, H, W, 1] in [0, 1], bright where the picture is dark, and `latent`
         [B, H, W, 3], what is added to the picture of range [-1, 1]."""
         del key  # nothing is drawn
         attention = attention_of(low)
-        latent = self.generator.apply(nets["generator"], 2 * low - 1, attention)
+        latent = self.generator.apply(nets["generator"], 2 * low - 1, attention, window=window)
         return {"attention": attention, "latent": latent}
 
-    def apply(self, nets: dict[str, base.Variables], low: Array, maps: dict[str, Array]) -> Array:
+    def apply(self, nets: dict[str, base.Variables], low: Array, maps: dict[str, Array],
+              window: layers.Window | None = None) -> Array:
         """The picture and half of `latent`, because [0, 1] is half as long: [B, H, W, 3]."""
-        del nets  # the maps say everything
+        del nets, window  # the maps say everything
         return low + maps["latent"] / 2
 
     def draw(self, maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

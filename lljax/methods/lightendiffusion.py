@@ -23,7 +23,7 @@ github.com/JianghaiSCU/LightenDiffusion, which lacks stage 1's training.
 | flips             | not stated          | a pair alike, p 0.5       | alike for true pairs     |
 | borders           | not stated          | mirrored to a multiple of | same; the edge repeated  |
 |                   |                     | 64, fails below 64 px     | where it is too near     |
-| large pictures    | -                   | at once                   | tiles of the latent      |
+| large pictures    | -                   | at once                   | tiles, of the latent too |
 |                   |                     |                           | (`sample.tile`)          |
 
 `config` selects the official program's side where there is one.
@@ -361,9 +361,10 @@ class Method(base.Method):
 
     Networks: `autoencoder` (encoder, decoder and decomposition) and `denoiser`, the latter not
     with `config.model.diffusion = False`: then a picture is only encoded and decoded. A phase
-    trains one of them. `halo` is None: the denoiser sees the whole latent.
+    trains one of them. Encoder and decoder are local; the denoiser sees the whole latent.
     """
 
+    staged = True
     unroll = False  # layers.Conv is fast in compiled loops
     costly = ("reflectance", "illumination")
 
@@ -384,6 +385,7 @@ class Method(base.Method):
             self.denoiser = Denoiser(model.unet_width, tuple(model.unet_mult), model.unet_blocks,
                                      tuple(model.unet_attention))
             self.multiple *= 2 ** (len(model.unet_mult) - 1)
+        self.halo = _halo(model.levels)
         schedule = config.diffusion
         self.alpha_bars = diffusion.alpha_bars(
             diffusion.linear_betas(schedule.total, schedule.first, schedule.last))
@@ -509,14 +511,23 @@ class Method(base.Method):
         """[B, H, W, 3] in [0, 1] -> (latent [B, h, w, 3] in [0, 1], features for the decoder)."""
         return self.autoencoder.apply(nets["autoencoder"], image, method="encode")
 
-    def estimate(self, nets: dict[str, base.Variables], low: Array,
-                 key: Array) -> dict[str, Array]:
+    def condense(self, nets: dict[str, base.Variables], low: Array) -> dict[str, Array]:
+        """`latent` [B, h, w, 3] in [0, 1], that of the dark picture."""
+        return {"latent": self.encode(nets, low)[0]}
+
+    def solve(self, nets: dict[str, base.Variables], small: dict[str, Array],
+              key: Array) -> dict[str, Array]:
         """`latent` [B, h, w, 3] in [0, 1], the sampled one of the enhanced picture, and
         `trajectory` [B, steps, h, w, 3], what each step takes for it, not cut to [0, 1]. Every
-        picture of a batch starts from the same noise. Of several samples both are means."""
-        latent, _ = self.encode(nets, low)
+        picture of a batch starts from the same noise. Of several samples both are means. Of the
+        dark picture's latent `reflectance` [B, h, w, 3] and `illumination` [B, h, w, 1] in
+        [0, 1]."""
+        latent = small["latent"]
+        reflectance, illumination = self.autoencoder.apply(
+            nets["autoencoder"], latent, method="decompose")
+        parts = {"reflectance": reflectance, "illumination": illumination}
         if not self.denoiser:
-            return {"latent": latent}
+            return {"latent": latent, **parts}
         knobs = self.config.sample
         condition_pm1 = 2 * latent - 1
 
@@ -536,20 +547,12 @@ class Method(base.Method):
 
         sampled, trajectory = lax.map(sample, jnp.arange(knobs.count))
         return {"latent": _latent(sampled).mean(0),
-                "trajectory": jnp.moveaxis((trajectory.mean(0) + 1) / 2, 0, 1)}
+                "trajectory": jnp.moveaxis((trajectory.mean(0) + 1) / 2, 0, 1), **parts}
 
     def apply(self, nets: dict[str, base.Variables], low: Array, maps: dict[str, Array]) -> Array:
         """The latent decoded with the features of `low`: [B, H, W, 3], unclipped."""
         _, skips = self.encode(nets, low)
         return self.autoencoder.apply(nets["autoencoder"], maps["latent"], skips, method="decode")
-
-    def explain(self, nets: dict[str, base.Variables], low: Array, key: Array) -> dict[str, Array]:
-        """The maps of `estimate`, the picture under `enhanced`, and of the dark picture's latent
-        `reflectance` [B, h, w, 3] and `illumination` [B, h, w, 1] in [0, 1]."""
-        reflectance, illumination = self.autoencoder.apply(
-            nets["autoencoder"], self.encode(nets, low)[0], method="decompose")
-        return {**super().explain(nets, low, key), "reflectance": reflectance,
-                "illumination": illumination}
 
     def draw(self, maps: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
         """The maps cut to [0, 1]; the trajectory as a strip of its frames, from left to right."""
@@ -612,6 +615,19 @@ def _initial(module: nn.Module, key: Array, *inputs: Array) -> base.Variables:
         inputs_of_one = 9 * kernel.shape[-1] if up else math.prod(kernel.shape[:-1])
         params[path] = values.reshape(leaf.shape) * inputs_of_one ** -0.5
     return {"params": unflatten_dict(params)}
+
+
+def _halo(levels: int) -> int:
+    """Radius in px of what a latent's pixel sees of the picture, or a decoded one of a latent and
+    of the picture, whichever is larger."""
+    if not levels:
+        return 0
+    first, cell = 2 + 2, 2 ** levels  # both stems; a latent's pixel in px
+    # at 1, 2, ... 2^levels / 2 px: a block's two convolutions and the halving
+    encoder = first + 3 * (cell - 1) + 3 * cell  # and three convolutions of the latent
+    # at 2, 4, ... 2^levels px: two blocks and the doubling; the last convolution, and the latent's
+    decoder = 1 + 5 * 2 * (cell - 1) + 3 * cell
+    return max(encoder, decoder)
 
 
 def _latent(sampled_pm1: Array) -> Array:

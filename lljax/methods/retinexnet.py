@@ -207,11 +207,13 @@ class Method(base.Method):
         self.decom = DecomNet(model.width, model.padding, model.origin, model.depth)
         self.relight = None
         after = denoise.halo(config.denoise)  # what follows Decom-Net sees so far
+        self.staged = after is None  # only the denoiser sees the whole picture
+        after = after or 0
         if model.adjust == "relight":
-            after = after if after is None else max(after, _RELIGHT_RADIUS)
+            after = max(after, _RELIGHT_RADIUS)
             self.relight = RelightNet(model.width, model.padding, model.origin, model.upsampling,
                                       model.skips)
-        self.halo = None if after is None else _DECOM_RADIUS + model.depth + after
+        self.halo = _DECOM_RADIUS + model.depth + after
 
     def init(self, key: Array, batch: base.Batch) -> dict[str, base.Variables]:
         """Initial variables."""
@@ -280,17 +282,22 @@ class Method(base.Method):
             }
         return {name: term(loss[name]) for name, term in every.items() if loss[name].enabled}
 
-    def estimate(self, nets: dict[str, base.Variables], low: Array,
-                 key: Array) -> dict[str, Array]:
+    def condense(self, nets: dict[str, base.Variables], low: Array) -> dict[str, Array]:
         """Reflectance [B, H, W, 3] and illumination [B, H, W, 1] in [0, 1], and the adjusted
-        illumination [B, H, W, 1], which has no bounds. The reflectance is denoised if
-        `config.denoise` says so; Enhance-Net sees it as it was."""
-        del key  # nothing is drawn
+        illumination [B, H, W, 1], which has no bounds."""
         reflectance, illumination = self.decom.apply(nets["decom"], low)
         adjusted = (self.relight.apply(nets["relight"], reflectance, illumination)
                     if self.relight else jnp.ones_like(illumination))
-        return {"reflectance": denoise.denoise(self.config.denoise, reflectance, illumination),
-                "illumination": illumination, "adjusted_illumination": adjusted}
+        return {"reflectance": reflectance, "illumination": illumination,
+                "adjusted_illumination": adjusted}
+
+    def solve(self, nets: dict[str, base.Variables], small: dict[str, Array],
+              key: Array) -> dict[str, Array]:
+        """The same maps, the reflectance denoised if `config.denoise` says so; Enhance-Net has
+        seen it as it was."""
+        del nets, key  # nothing is drawn
+        return {**small, "reflectance": denoise.denoise(
+            self.config.denoise, small["reflectance"], small["illumination"])}
 
     def apply(self, nets: dict[str, base.Variables], low: Array, maps: dict[str, Array]) -> Array:
         """Reflectance times adjusted illumination: [B, H, W, 3], unclipped."""
