@@ -150,6 +150,8 @@ async function enhance(fresh) {
     $("maps").hidden = !model.maps.length;
     $("status").textContent =
       `Done in ${((performance.now() - begun) / 1000).toFixed(1)} s, ${megabytes(file.size)}.`;
+    clearInterval(ticking);
+    body.remove("busy");
     await drawMaps(signal);
   } catch (error) {
     if (signal.aborted) return;
