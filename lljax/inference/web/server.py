@@ -17,8 +17,10 @@ import io
 import logging
 import os
 import re
+import signal
 import socket
 import struct
+import sys
 import time
 import warnings
 import zipfile
@@ -266,7 +268,7 @@ def open_server(app: flask.Flask, limits: Limits, host: str, port: int) -> Any:
 
 
 def serve(sources: Sequence[str], host: str, port: int, limits: Limits) -> None:
-    """Serves until the process is ended.
+    """Serves until the process is told to end (Ctrl-C, SIGTERM); for the main thread.
 
     Args:
       sources: as `load`.
@@ -288,6 +290,8 @@ def serve(sources: Sequence[str], host: str, port: int, limits: Limits) -> None:
           flush=True)
     if not re.match(r"(127\.|localhost$|::1$)", host):
         print("note: others can use it: there is no password and no encryption", flush=True)
+    # As Ctrl-C: a container's first process is not ended by it otherwise.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     try:
         server.run()
     finally:
@@ -317,8 +321,11 @@ def _enhance(request: flask.Request, ticket, models: Mapping[str, Model],
         raise InputError(f"maps: the method of {model} has none that can be drawn")
     wanted = _format(fields.get("format"))
     pixels = _measure(file, name, limits.pixels)
-    ticket.make_room(pixels)
-    picture = _read(file, name, limits.pixels)
+    ticket.make_room(limits.pixels if pixels is None else pixels)
+    try:
+        picture = _read(file, name, limits.pixels)
+    except InputError as error:
+        raise _Refused(415 if pixels is None else 400, str(error)) from error
     ticket.check()
     enhanced, drawings = ticket.run(model, picture.pixels, strength, maps)
     picture = dataclasses.replace(picture, pixels=enhanced)
@@ -396,21 +403,26 @@ def _format(name: str | None) -> str | None:
     return known[name.lower()] if name else None
 
 
-def _measure(file: IO[bytes], name: str, most: int) -> int:
-    """Number of pixels, by the header alone: decoding waits until there is room."""
+def _measure(file: IO[bytes], name: str, most: int) -> int | None:
+    """Number of pixels, by the header alone: decoding waits until there is room.
+
+    Returns:
+      `most` where the header does not tell; None for what Pillow does not know.
+    """
     try:
         with Image.open(file, formats=sorted(set(images.FORMATS.values()))) as im:
             width, height = im.size
     except Image.UnidentifiedImageError:
-        raise _Refused(415, f"{name}: not a picture in a known format "
-                            f"({', '.join(sorted(set(images.FORMATS.values())))})") from None
+        return None
     except Image.DecompressionBombError:
         raise _Refused(413, _too_many_pixels(name, most)) from None
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{name}: cannot be read ({text}); the file is damaged or incomplete, "
-                         "get a new copy") from error
-    file.seek(0)
+    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error):
+        return most  # reading it says what is wrong
+    finally:
+        file.seek(0)
+    suffix = os.path.splitext(name)[1].lower()
+    if suffix and suffix not in images.FORMATS:
+        return most  # a camera's raw file: its header is that of a TIFF with a small preview
     if width * height > most:
         raise _Refused(413, f"{_too_many_pixels(name, most)} (it is {width} x {height})")
     return width * height
@@ -423,6 +435,7 @@ def _too_many_pixels(name: str, most: int) -> str:
 def _read(file: IO[bytes], name: str, max_pixels: int) -> images.Picture:
     """Stands in for images.read(file, name=..., max_pixels=...)."""
     del max_pixels  # `_measure` saw to it
+    known = ", ".join(sorted(set(images.FORMATS.values())))
     try:
         with Image.open(file, formats=sorted(set(images.FORMATS.values()))) as im:
             if im.format != "MPO" and getattr(im, "n_frames", 1) > 1:
@@ -431,6 +444,8 @@ def _read(file: IO[bytes], name: str, max_pixels: int) -> images.Picture:
             images._check_depth(im, name)
             im.load()
             return images._picture(im, name)
+    except Image.UnidentifiedImageError:
+        raise InputError(f"{name}: not a picture in a known format ({known})") from None
     except InputError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
