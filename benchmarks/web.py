@@ -98,7 +98,8 @@ def measure(port, pid, options):
             "answers": {str(k): n for k, n in collections.Counter(answered).items()},
             "told_to_come_again": len(refused), "seconds": round(spent, 1),
             "median_seconds": round(sorted(seconds)[len(seconds) // 2], 1),
-            "server_cpu_seconds": round(cpu(pid) - busy, 1), "peak_MiB_one_picture": before, "peak_MiB": peak(pid)}
+            "server_cpu_seconds": round(cpu(pid) - busy, 1), "peak_MiB_one_picture": before,
+            "peak_MiB": peak(pid)}
 
 
 def main():
