@@ -26,8 +26,9 @@ from lljax import cli  # noqa: E402
 from lljax.errors import InputError  # noqa: E402
 from lljax.inference.web import server, uploads, worker  # noqa: E402
 
+PATIENCE = 120  # seconds: other work on the machine may slow everything
 SIDE = 32  # of every picture: one size, one program
-LIMITS = server.Limits(bytes=300_000, pixels=40_000, queue=6, timeout=20)
+LIMITS = server.Limits(bytes=300_000, pixels=40_000, queue=6, timeout=PATIENCE)
 WEIGHTS = pathlib.Path(lljax.__file__).parent / "weights" / "zerodce.safetensors"
 
 
@@ -163,7 +164,8 @@ def test_what_the_server_tells_of_itself(client):
     assert about["models"] == [{"name": "zerodce", "method": "zerodce", "maps": ["curves"],
                                 "licence": "CC BY-NC 4.0"}]
     assert about["default"] == "zerodce" and ".tif" in about["formats"]
-    assert about["limits"] == {"bytes": 300_000, "pixels": 40_000, "queue": 6, "timeout": 20}
+    assert about["limits"] == {"bytes": 300_000, "pixels": 40_000, "queue": 6,
+                               "timeout": PATIENCE}
     health = client.get("/api/health")
     assert health.status_code == 200
     assert health.json["status"] == "ok" and health.json["pictures"] == 0
@@ -248,7 +250,7 @@ class Slow:
 
     def __call__(self, pixels):
         self.begun.set()
-        assert self.go.wait(20)
+        assert self.go.wait(PATIENCE)
         self.calls.append(pixels.shape)
         if (pixels == 66).any():
             raise RuntimeError("sixty-six\nis not liked")
@@ -259,9 +261,9 @@ class Slow:
 
 @pytest.fixture
 def slow():
-    """(model, application, worker) with two places behind the one that runs, and little time."""
+    """(model, application, worker) with two places behind the one that runs."""
     model = Slow()
-    limits = server.Limits(bytes=100_000, pixels=40_000, queue=3, timeout=0.6)
+    limits = server.Limits(bytes=100_000, pixels=40_000, queue=3, timeout=PATIENCE)
     app, working = server.create({"slow": server.Model(model, None, ())}, limits)
     yield model, app, working
     model.go.set()
@@ -288,40 +290,50 @@ class Sender(threading.Thread):
         self.status, self.answer = answer.status_code, answer
 
     def done(self):
-        self.join(20)
+        self.join(PATIENCE)
         assert not self.is_alive()
         return self.status
 
 
 def until(true):
-    end = time.monotonic() + 20
+    end = time.monotonic() + PATIENCE
     while not true():
         assert time.monotonic() < end
         time.sleep(0.01)
 
 
-def test_a_full_server_says_when_to_come_again_and_a_late_picture_is_not_computed(slow):
+def test_a_full_server_says_when_to_come_again(slow):
     model, app, working = slow
-    first = Sender(app, plain())
-    assert model.begun.wait(20)
-    waiting = [Sender(app, plain()) for _ in range(2)]
+    taken = [Sender(app, plain())]
+    assert model.begun.wait(PATIENCE)
+    taken += [Sender(app, plain()) for _ in range(2)]
     until(lambda: working.inside == 3)
     refused = app.test_client().post("/api/enhance", data=plain())
     assert refused.status_code == 503
     assert int(refused.headers["Retry-After"]) >= 1
     assert "busy; try again in" in refused.json["error"]
-    assert [sender.done() for sender in (first, *waiting)] == [504] * 3
-    assert "not done within 0.6 s" in first.answer.json["error"]
-    until(lambda: working.inside == 0)
     model.go.set()
-    assert Sender(app, plain(5)).done() == 200
-    assert model.calls == [(8, 8, 3)] * 2  # the first, which had begun, and the last
+    assert [sender.done() for sender in taken] == [200] * 3
+    assert app.test_client().post("/api/enhance", data=plain()).status_code == 200
+
+
+def test_a_picture_whose_time_is_over_is_not_computed(slow, monkeypatch):
+    model, app, working = slow
+    first = Sender(app, plain())
+    assert model.begun.wait(PATIENCE)
+    monkeypatch.setattr(working, "_timeout", 0.2)
+    late = Sender(app, plain(side=9))
+    assert late.done() == 504
+    assert "not done within" in late.answer.json["error"]
+    model.go.set()
+    assert first.done() == 200
+    assert working.inside == 0 and model.calls == [(8, 8, 3)]
 
 
 def test_a_picture_whose_client_has_gone_is_not_computed(slow):
     model, app, working = slow
     first = Sender(app, plain())
-    assert model.begun.wait(20)
+    assert model.begun.wait(PATIENCE)
     gone = threading.Event()
     left = Sender(app, plain(side=9), gone.is_set)
     until(lambda: working.inside == 2)
@@ -334,7 +346,7 @@ def test_a_picture_whose_client_has_gone_is_not_computed(slow):
 
 def test_pictures_of_one_size_and_setting_run_as_one_batch():
     model = Slow()
-    working = worker.Worker({"slow": model}, places=12, room=10**6, timeout=20)
+    working = worker.Worker({"slow": model}, places=12, room=10**6, timeout=PATIENCE)
     got = {}
 
     def ask(name, value, side=8, **settings):
@@ -360,7 +372,7 @@ def test_pictures_of_one_size_and_setting_run_as_one_batch():
     ask("liked", 65, side=7)
     model.go.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(PATIENCE)
     working.close()
     assert got == {"first": 2, "same 0": 1, "same 1": 11, "same 2": 21, "other size": 2,
                    "half": 1, "disliked": "sixty-six\nis not liked", "liked": 66}
@@ -368,7 +380,7 @@ def test_pictures_of_one_size_and_setting_run_as_one_batch():
 
 
 def test_decoding_waits_for_room_in_the_order_of_arrival():
-    working = worker.Worker({}, places=9, room=100, timeout=20)
+    working = worker.Worker({}, places=9, room=100, timeout=PATIENCE)
     order = []
 
     def ask(name, pixels, leave):
@@ -376,7 +388,7 @@ def test_decoding_waits_for_room_in_the_order_of_arrival():
             with working.place(lambda: False) as ticket:
                 ticket.make_room(pixels)
                 order.append(name)
-                leave.wait(20)
+                leave.wait(PATIENCE)
         thread = threading.Thread(target=run, daemon=True)
         thread.start()
         return thread
@@ -393,7 +405,7 @@ def test_decoding_waits_for_room_in_the_order_of_arrival():
     for leave in leaves:
         leave.set()
     for thread in threads:
-        thread.join(20)
+        thread.join(PATIENCE)
     assert order == ["large", "as large", "small"]
     assert (working.inside, working._room) == (0, 100)
     working.close()
@@ -443,7 +455,7 @@ def address(app):
 
 
 def post(address, data, path="/api/enhance", **options):
-    connection = http.client.HTTPConnection(*address, timeout=60)
+    connection = http.client.HTTPConnection(*address, timeout=PATIENCE)
     connection.request("POST", path, data, **options)
     answer = connection.getresponse()
     content = answer.read()
@@ -509,7 +521,7 @@ def test_fifty_at_once_are_all_answered(address, bright):
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(60)
+        thread.join(PATIENCE)
     statuses = [answers[number][0].status for number in range(50)]
     assert set(statuses) <= {200, 503} and statuses.count(200) >= LIMITS.queue
     for number, (answer, content) in answers.items():
