@@ -330,6 +330,17 @@ def test_a_picture_whose_time_is_over_is_not_computed(slow, monkeypatch):
     assert working.inside == 0 and model.calls == [(8, 8, 3)]
 
 
+def test_a_server_that_ends_sends_away_what_waits(slow):
+    model, app, working = slow
+    first = Sender(app, plain())
+    assert model.begun.wait(PATIENCE)
+    second = Sender(app, plain())
+    until(lambda: len(working._jobs) == 1)
+    working.close(0)
+    assert [first.done(), second.done()] == [503, 503]
+    assert second.answer.json == {"error": "the server is ending"}
+
+
 def test_a_picture_whose_client_has_gone_is_not_computed(slow):
     model, app, working = slow
     first = Sender(app, plain())

@@ -38,7 +38,7 @@ from lljax import errors, images, parallel, weights
 from lljax.errors import InputError
 from lljax.inference import enhancer as enhancer_lib
 from lljax.inference.web import uploads
-from lljax.inference.web.worker import Full, Gone, Late, Worker
+from lljax.inference.web.worker import Ended, Full, Gone, Late, Worker
 
 _FIELDS = ("file", "model", "strength", "maps", "format")
 _PAGE = {"/": ("page.html", "text/html"), "/page.css": ("page.css", "text/css"),
@@ -219,6 +219,8 @@ def create(models: Mapping[str, Model], limits: Limits) -> tuple[flask.Flask, Wo
         except Late:
             raise _Refused(504, f"not done within {limits.timeout:g} s; send a smaller picture, or "
                                 "try again when the server is less busy") from None
+        except Ended:
+            raise _Refused(503, "the server is ending") from None
         except Gone:
             raise _Refused(499, "the client has gone") from None
         except InputError as error:
@@ -290,8 +292,13 @@ def serve(sources: Sequence[str], host: str, port: int, limits: Limits) -> None:
           flush=True)
     if not re.match(r"(127\.|localhost$|::1$)", host):
         print("note: others can use it: there is no password and no encryption", flush=True)
-    # As Ctrl-C: a container's first process is not ended by it otherwise.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+
+    def end(*_):
+        worker.close(0)  # first: waitress gives the threads that wait for it a few seconds
+        sys.exit(0)
+
+    for name in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(name, end)
     try:
         server.run()
     finally:

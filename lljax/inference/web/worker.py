@@ -45,6 +45,10 @@ class Gone(Exception):
     """The client has given up."""
 
 
+class Ended(Exception):
+    """The worker has been closed."""
+
+
 class Ticket:
     """A request's place; see `Worker.place`."""
 
@@ -76,6 +80,7 @@ class Ticket:
 
         Raises:
           Late, Gone: as `check`.
+          Ended: the worker is closed before there is room.
         """
         self._worker.make_room(self, pixels)
 
@@ -94,6 +99,7 @@ class Ticket:
 
         Raises:
           Late, Gone: as `check`; it is not computed then, unless it was begun.
+          Ended: the worker is closed before the result is there.
           Exception: whatever went wrong in the model.
         """
         self.job = (model, pixels, strength, maps)
@@ -139,10 +145,10 @@ class Worker:
         return self._inside
 
     def close(self, timeout: float = 5) -> None:
-        """Ends the thread, after the batch that it runs.
+        """Ends the thread, after the batch that it runs; sends away what waits.
 
         Args:
-          timeout: seconds to wait for that.
+          timeout: seconds to wait for the thread.
         """
         with self._changed:
             self._closed = True
@@ -201,8 +207,11 @@ class Worker:
 
     def _wait(self, ticket: Ticket, ready: Callable[[], bool]) -> None:
         """Waits, `_changed` held."""
-        while not self._changed.wait_for(ready, min(_POLL, self._timeout)):
+        while not self._changed.wait_for(lambda: self._closed or ready(),
+                                         min(_POLL, self._timeout)):
             ticket.check()
+        if not ready():
+            raise Ended
 
     def _loop(self) -> None:
         while True:
@@ -243,8 +252,8 @@ class Worker:
         try:
             return self._compute(jobs)
         except Exception as error:  # the thread that waits for it raises it
-            if len(jobs) == 1:
-                return [error]
+            if len(jobs) == 1 or self._closed:
+                return [error] * len(jobs)
             return [answer for job in jobs for answer in self._answers([job])]
 
     def _compute(self, jobs: list[tuple]) -> list[tuple[np.ndarray, dict[str, np.ndarray]]]:
