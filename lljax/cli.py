@@ -151,6 +151,22 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     add("--against", metavar="DIR", help="check: pictures that must not be among the source's, "
         "e.g. those of a test")
 
+    add = command("serve", _serve, "A page to enhance pictures in a browser, and an HTTP API "
+                  "(docs/web.md). Pictures stay in memory.").add_argument
+    add("--model", action="append", default=[], metavar="NAME|WORKDIR|FILE", help="as of enhance; "
+        "may be repeated, the first is the default (default: all of `lljax models`)")
+    add("--host", default="127.0.0.1", help="address to listen at; 0.0.0.0 lets other machines in "
+        "(default: 127.0.0.1, this machine alone)")
+    add("--port", type=int, default=8000, help="0 takes a free one (default: 8000)")
+    add("--max-bytes", type=int, default=64_000_000, metavar="N",
+        help="of a picture's file (default: 64000000)")
+    add("--max-pixels", type=int, default=50_000_000, metavar="N",
+        help="of a picture (default: 50000000)")
+    add("--queue", type=int, default=32, metavar="N", help="pictures in hand at one time, waiting "
+        "and running; more are asked to come again (default: 32)")
+    add("--timeout", type=float, default=300.0, metavar="SECONDS",
+        help="that a picture may take, waiting included (default: 300)")
+
     command("doctor", _doctor, "Show versions, devices and the compilation cache.")
     return parser, commands
 
@@ -378,6 +394,24 @@ def _pack(options: argparse.Namespace) -> int:
         card["scores"] = weights.scores(options.results, options.workdir)
     weights.save(options.output, config, nets, card, options.overwrite)
     print(f"wrote {options.output} and {weights.write_card(options.output)}")
+    return 0
+
+
+def _serve(options: argparse.Namespace) -> int:
+    for name in ("max_bytes", "max_pixels", "queue", "timeout"):
+        if not getattr(options, name) > 0:
+            raise InputError(f"--{name.replace('_', '-')} {getattr(options, name)}: give a number "
+                             "above 0")
+    if not 0 <= options.port < 65536:
+        raise InputError(f"--port {options.port}: give a number from 0 to 65535")
+    try:
+        import flask  # noqa: F401
+        import waitress  # noqa: F401
+    except ImportError as error:
+        raise InputError(f"lljax serve needs {error.name}: pip install 'lljax[web]'") from error
+    from lljax.inference.web import server
+    limits = server.Limits(options.max_bytes, options.max_pixels, options.queue, options.timeout)
+    server.serve(options.model, options.host, options.port, limits)
     return 0
 
 

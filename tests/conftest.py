@@ -35,3 +35,15 @@ def shared() -> pathlib.Path:
         pytest.skip(f"no recorded outputs of the official programs: {folder}/reference is absent "
                     "(set LLJAX_SHARED)")
     return folder
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Chromium; its network is off until `connect(True)`."""
+    for program in ("chromedriver", "chromium"):
+        if not shutil.which(program):
+            pytest.skip(f"{program} is not installed")
+    from tests.browser import Browser
+    opened = Browser(tmp_path_factory.mktemp("profile"))
+    yield opened
+    opened.close()
