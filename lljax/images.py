@@ -173,12 +173,23 @@ def atomic(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     Yields:
       A binary file in the same folder, removed if the block fails.
     """
+    with beside(path) as temporary, open(temporary, "xb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def beside(path: str | os.PathLike) -> Iterator[str]:
+    """A name for a file that takes the name `path` only when the block ends without an error.
+
+    Yields:
+      The path of a file in the same folder, which the block is to write; it is removed if the
+      block fails.
+    """
     path = os.fspath(path)
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "xb") as file:
-            yield file
+        yield temporary
         os.replace(temporary, path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):  # it may not have been made

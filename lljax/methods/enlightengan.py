@@ -245,6 +245,7 @@ class Method(base.Method):
     halo = None  # up-sampling with aligned corners depends on the picture's size
     multiple = 1  # the generator pads by itself, on all sides
     optional = ("global_disc", "local_disc", "vgg16")
+    steady = ("latent",)
 
     def __init__(self, config: ConfigDict):
         """Builds the networks.
