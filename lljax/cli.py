@@ -13,6 +13,10 @@ from typing import NoReturn
 from lljax import errors
 from lljax.errors import InputError
 
+# Inputs of these names are taken for videos; FFmpeg decides whether they are.
+_VIDEOS = (".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
+           ".mts", ".ogv", ".ts", ".webm", ".wmv", ".y4m")
+
 
 def entry() -> None:
     """The console entry point."""
@@ -75,8 +79,8 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         return commands[name]
 
     add = command("enhance", _enhance, "Enhance pictures: files, or folders with their tree. Each "
-                  "keeps its name, size and format.").add_argument
-    add("inputs", nargs="+", metavar="IN", help="picture files and folders")
+                  "keeps its name, size and format. And videos: files.").add_argument
+    add("inputs", nargs="+", metavar="IN", help="picture files and folders, video files")
     add("-o", "--output", required=True, metavar="OUT",
         help="output folder (for one input file also an output file)")
     add("--model", metavar="NAME|WORKDIR|FILE", help="name from `lljax models`, workdir of a "
@@ -87,6 +91,12 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         "that diffusion starts from; the same seed gives the same picture (default: 0)")
     add("--save-maps", action="store_true", help="beside each result write what the method made "
         "it of (curves, reflectance, illumination, ...) as PNG pictures, NAME_MAP.png")
+    add("--strength", type=float, default=1.0, metavar="S", help="videos: from 0, as it was, to 1, "
+        "enhanced (default: 1)")
+    add("--smooth", type=float, metavar="FRAMES", help="videos: where the picture rests, average "
+        "over so many frames against noise and flicker; 1 for none (default: 12)")
+    add("--quality", type=int, metavar="CRF", help="videos: constant rate factor of the encoder, "
+        "lower is better and larger (default: 16 for H.264, 20 for .webm)")
     add("--overwrite", action="store_true", help="replace existing outputs")
     add("--quiet", action="store_true", help="no progress bar")
 
@@ -152,13 +162,16 @@ def _check_flags(arguments: Sequence[str], parser: _Parser) -> None:
 
 
 def _enhance(options: argparse.Namespace) -> int:
+    if any(map(_is_video, options.inputs)):
+        if not all(map(_is_video, options.inputs)):
+            raise InputError("videos and pictures in one command; run them one after the other")
+        return _enhance_videos(options)
+    for flag in ("smooth", "quality"):
+        if getattr(options, flag) is not None:
+            raise InputError(f"--{flag} is for videos, and the input is none")
     start = time.perf_counter()
     jobs, failed = _plan(options.inputs, options.output, options.overwrite)
-    from lljax import weights
-    model = options.model or next(iter(weights.shipped()), None)
-    if model is None:
-        raise InputError("no weights come with this version of lljax: give --model a workdir of a "
-                         "training or a .safetensors file (see `lljax convert`)")
+    model = _model(options.model)
     from lljax import parallel
     parallel.keep_programs()
     from lljax.inference import enhancer as enhancer_lib
@@ -192,6 +205,66 @@ def _enhance(options: argparse.Namespace) -> int:
           f"{ready:.1f}, compile {enhancer.compile_seconds:.1f}, "
           f"run {spent - ready - enhancer.compile_seconds:.1f})")
     return 1 if failed else 0
+
+
+def _model(name: str | None) -> str:
+    """The model that the user named, or the first that comes with lljax."""
+    from lljax import weights
+    model = name or next(iter(weights.shipped()), None)
+    if model is None:
+        raise InputError("no weights come with this version of lljax: give --model a workdir of a "
+                         "training or a .safetensors file (see `lljax convert`)")
+    return model
+
+
+def _is_video(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in _VIDEOS and not os.path.isdir(path)
+
+
+def _enhance_videos(options: argparse.Namespace) -> int:
+    start = time.perf_counter()
+    if options.save_maps:
+        raise InputError("--save-maps is for pictures, and the input is a video")
+    from lljax import parallel
+    from lljax.inference import enhancer as enhancer_lib
+    from lljax.inference import video
+    single = len(options.inputs) == 1 and _is_video(options.output)
+    jobs = [(file, options.output if single else
+             os.path.join(options.output, os.path.basename(file))) for file in options.inputs]
+    if len({os.path.realpath(target).lower() for _, target in jobs}) < len(jobs):
+        raise InputError("two of the videos would be written under the same name; run them one "
+                         "after the other, into different folders")
+    for _, target in jobs:
+        video.check(target, options.quality)
+    method, nets = enhancer_lib.load_method(_model(options.model), options.set)
+    parallel.keep_programs()
+    _make_folders(target for _, target in jobs)
+    from tqdm import tqdm
+    done = 0
+    for file, target in jobs:
+        with tqdm(unit="frame", desc=os.path.basename(file), file=sys.stderr, leave=False,
+                  disable=options.quiet or not sys.stderr.isatty()) as bar:
+            def progress(count, total, bar=bar):
+                bar.total = max(count, total) if total else None
+                bar.update()
+
+            try:
+                found = video.enhance(
+                    file, target, method, nets, seed=options.seed, strength=options.strength,
+                    smooth=video.SMOOTH if options.smooth is None else options.smooth,
+                    quality=options.quality, overwrite=options.overwrite, progress=progress)
+            except InputError as error:
+                print(f"error: {error}", file=sys.stderr)
+                continue
+        done += 1
+        for note in found.notes:
+            print(f"note: {file}: {note}")
+        height, width = found.size
+        print(f"{target}: {found.frames} frames of {width} x {height}, "
+              f"{found.frames / found.seconds:.1f} frames/s")
+    print(f"{done} enhanced, {len(jobs) - done} failed; in {options.output}; "
+          f"{time.perf_counter() - start:.1f} s")
+    return 1 if done < len(jobs) else 0
 
 
 def _plan(inputs: Sequence[str], output: str,

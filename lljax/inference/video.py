@@ -43,17 +43,17 @@ from lljax.inference.enhancer import finish
 
 Array = jax.Array
 
-# Taken for videos by their names; any that ffmpeg can read is.
-SUFFIXES = frozenset((
-    ".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts",
-    ".ogv", ".ts", ".webm", ".wmv", ".y4m"))
 SMOOTH = 12  # frames, half a second of most videos
 
 _AHEAD = 2  # frames decoded before, and encoded behind, the network
-_CHANGE = (3.0, 6.0)  # in standard deviations of the noise: at rest below, moved above
 _CUT = 0.5  # of the picture has moved: another scene
-_WINDOWS = (3, 9)  # px, sides of the means that movement is looked for in
-_FLOOR = 0.25 / 255  # least noise of such a mean: rounding to 8 bits
+_NARROW, _WIDE = 5, 9  # px, sides of the windows that movement is looked for in
+# how many times the noise a change must be: at rest below, moved above
+_SIZE_MOVED, _TONE_MOVED = (1.3, 1.8), (1.2, 2.4)
+_FLOOR = 0.5 / 255  # least noise: rounding to 8 bits
+# kept of the video stream's own metadata; the rest says how the old stream was encoded
+_TAGS = ("language", "title", "handler_name", "timecode", "creation_time")
+_SCALE = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +88,6 @@ FORMATS = {
 # ffprobe's name of a colour matrix -> swscale's
 _MATRICES = {"bt709": "bt709", "fcc": "fcc", "bt470bg": "bt470", "smpte170m": "smpte170m",
              "smpte240m": "smpte240m", "bt2020nc": "bt2020", "bt2020c": "bt2020"}
-_TAGS = ("language", "title", "handler_name", "timecode", "creation_time")
-_SCALE = "flags=bicubic+accurate_rnd+full_chroma_int+full_chroma_inp"
 
 
 # ---- the maps over time ----
@@ -154,7 +152,7 @@ def step(method: method_lib.Method, nets: dict[str, Any], low: Array, key: Array
     Returns:
       (enhanced [1, H, W, 3], unclipped; memory).
     """
-    moved = _moved(low, memory.low)
+    moved = _moved(low, memory)
     rest, averaged = {}, {}
 
     def average(name, old, new):
@@ -172,28 +170,38 @@ def step(method: method_lib.Method, nets: dict[str, Any], low: Array, key: Array
     return low + strength * (enhanced - low), Memory(calm, averaged, rest)
 
 
-def _moved(low: Array, before: Array) -> Array:
-    """How much each pixel moved, [1, H, W, 1] from 0 to 1.
+def _moved(low: Array, memory: Memory) -> Array:
+    """How much each pixel moved, [1, H, W, 1] from 0 to 1: where the picture differs from its
+    average over time by more than noise does.
 
-    Looked for at two scales: wide windows find faint movement under the noise, narrow ones that of
-    fine detail, which the wide ones mix.
+    Looked for in two ways: narrow windows in which it differs at all, for edges and fine detail,
+    and wide ones that differ in their mean, for faint changes of tone.
     """
-    least, most = _CHANGE
-    fine = jnp.abs(low - _mean(low, 3))[:, ::4, ::4]
-    single = jnp.quantile(fine, 0.5) / 0.6745 / (8 / 9) ** 0.5  # of a normal variable's size
-    moved = jnp.zeros((*low.shape[:3], 1), low.dtype)
-    for side in _WINDOWS:
-        change = jnp.abs(_mean(low - before, side))
-        # The noise, from the quarter of the pixels that changed least, which rest in most videos.
-        # Where all move it would be too large, so that of the single picture limits it: white
-        # noise leaves 1 / side of itself, three times as much if neighbours share theirs.
-        noise = jnp.quantile(change[:, ::4, ::4], 0.25) / 0.3186
-        noise = jnp.maximum(jnp.minimum(noise, single * min(1, 3 / side)), _FLOOR)
-        change = (change.max(-1, keepdims=True) / noise - least) / (most - least)
-        # the networks see some pixels around each, and a wide mean rises slowly beside an edge
-        change = _mean(_around(change.clip(0, 1), side, jnp.maximum), side)
-        moved = jnp.maximum(moved, change)
+    # the average is noisy too: less, the more frames are in it
+    change = (low - memory.low) * lax.rsqrt(1 + 1 / jnp.maximum(memory.rest[""], 1))
+    size = jnp.sqrt(_mean(jnp.square(change).mean(-1, keepdims=True), _NARROW))
+    tone = jnp.abs(_mean(change, _WIDE)).max(-1, keepdims=True)
+    # The noise is that of the parts that change least, which rest in most videos. Where all move
+    # it would be too large, and that of the single picture limits it: its finest detail. White
+    # noise leaves 1 / _WIDE of itself in a mean, three times as much if neighbours share theirs.
+    fine = jnp.abs(low - _mean(low, 3))
+    single = _quantile(fine, 0.25) / 0.3186 / (8 / 9) ** 0.5  # of a normal variable's size
+    noise = jnp.minimum(_quantile(size, 0.1), single)
+    moved = jnp.maximum(
+        _ramp(size / jnp.maximum(noise, _FLOOR), _SIZE_MOVED, _NARROW),
+        _ramp(tone / jnp.maximum(noise * 3 / _WIDE, _FLOOR / 3), _TONE_MOVED, _WIDE))
     return jnp.where(moved.mean() > _CUT, jnp.ones_like(moved), moved)
+
+
+def _quantile(x: Array, part: float) -> Array:
+    return jnp.quantile(x[:, ::4, ::4], part)
+
+
+def _ramp(change: Array, limits: tuple[float, float], side: int) -> Array:
+    """From 0 to 1 between the limits, and as much in the surroundings: a window sees little of an
+    edge that only just enters it, and the networks see some pixels around each."""
+    rising = ((change - limits[0]) / (limits[1] - limits[0])).clip(0, 1)
+    return _mean(_around(rising, side, jnp.maximum), side)
 
 
 def _mean(x: Array, side: int) -> Array:
@@ -283,11 +291,6 @@ class Done:
     seconds: float
     size: tuple[int, int]
     notes: tuple[str, ...]
-
-
-def is_video(path: str | os.PathLike) -> bool:
-    """Whether a file's name is a video's."""
-    return os.path.splitext(os.fspath(path))[1].lower() in SUFFIXES
 
 
 def check(target: str | os.PathLike, quality: int | None = None) -> None:
@@ -521,7 +524,8 @@ class _Program:
 
     def _heard(self, line: str | None) -> None:
         found = line and re.search(r"\[(?:error|fatal|panic)\] (.*)", line)
-        if found and len(self._errors) < 20:
+        # two frames of one time are no damage
+        if found and "monotonic" not in line and len(self._errors) < 20:
             self._errors.append(found[1])
 
 
@@ -541,7 +545,8 @@ class _Decoder(_Program):
                    f"out_range=pc,format={'rgb48le' if video.deep else 'rgb24'}")
         super().__init__("info", [
             "-nostdin", "-copyts", "-i", f"file:{video.path}", "-map", f"0:{video.stream}",
-            "-vf", filters, "-fps_mode", "passthrough", "-f", "rawvideo", "pipe:1"],
+            "-vf", filters, "-fps_mode", "passthrough", "-enc_time_base", str(video.time_base),
+            "-f", "rawvideo", "pipe:1"],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
 
     def read(self) -> tuple[np.ndarray, Fraction | None] | None:
