@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 import warnings
@@ -15,6 +16,10 @@ from lljax.errors import InputError
 if TYPE_CHECKING:
     from lljax.inference.enhancer import Enhancer
     from lljax.inference.folder import Done, Plan, Work
+
+# Inputs of these names are taken for videos; FFmpeg decides whether they are.
+_VIDEOS = (".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
+           ".mts", ".ogv", ".ts", ".webm", ".wmv", ".y4m")
 
 
 def entry() -> None:
@@ -78,8 +83,9 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         return commands[name]
 
     add = command("enhance", _enhance, "Enhance pictures: files, or folders with their tree. Each "
-                  "keeps its name, size and format.").add_argument
-    add("inputs", nargs="+", metavar="IN", help="picture files and folders; - for standard input")
+                  "keeps its name, size and format. And videos: files.").add_argument
+    add("inputs", nargs="+", metavar="IN", help="picture files and folders; video files; - for a "
+        "picture from standard input")
     add("-o", "--output", metavar="OUT", help="output folder; for one input file also an output "
         "file, or - for standard output")
     add("--in-place", action="store_true", help="replace the pictures, each when its result is "
@@ -105,6 +111,10 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         "read, enhanced and written one after the other (default: none)")
     add("--save-maps", action="store_true", help="beside each result write what the method made "
         "it of (curves, reflectance, illumination, ...) as PNG pictures, NAME_MAP.png")
+    add("--smooth", type=float, metavar="FRAMES", help="videos: where the picture rests, average "
+        "over so many frames against noise and flicker; 1 for none (default: 12)")
+    add("--quality", type=int, metavar="CRF", help="videos: constant rate factor of the encoder, "
+        "lower is better and larger (default: 16 for H.264, 20 for .webm)")
     add("--overwrite", action="store_true", help="replace existing outputs")
     add("--skip-existing", action="store_true", help="leave out pictures whose output exists")
     add("--dry-run", action="store_true", help="only print what would be written")
@@ -201,6 +211,13 @@ def _check_flags(arguments: Sequence[str], parser: _Parser) -> None:
 
 
 def _enhance(options: argparse.Namespace) -> int:
+    if any(map(_is_video, options.inputs)):
+        if not all(map(_is_video, options.inputs)):
+            raise InputError("videos and pictures in one command; run them one after the other")
+        return _enhance_videos(options)
+    for flag in ("smooth", "quality"):
+        if getattr(options, flag) is not None:
+            raise InputError(f"--{flag} is for videos, and the input is none")
     start = time.perf_counter()
     _check_enhance(options)
     from lljax.inference import folder
@@ -338,6 +355,71 @@ def _progress(plan: Plan, work: Work | None, options: argparse.Namespace) -> lis
             if one.error is not None:
                 bar.write(f"error: {one.error}", file=sys.stderr)
     return done
+
+
+def _is_video(path: str) -> bool:
+    return os.path.splitext(path)[1].lower() in _VIDEOS and not os.path.isdir(path)
+
+
+def _check_enhance_videos(options: argparse.Namespace) -> None:
+    """Refuses what is for pictures only."""
+    given = [flag for flag, value in (
+        ("--save-maps", options.save_maps), ("--in-place", options.in_place),
+        ("--compare", options.compare), ("--tta", options.tta), ("--json", options.json),
+        ("--denoise", options.denoise != "none"), ("--dry-run", options.dry_run),
+        ("--protect-highlights", options.protect_highlights), ("-o -", options.output == "-"),
+        ("--strength auto", options.strength == "auto"), ("--max-memory", options.max_memory),
+        ("--skip-existing", options.skip_existing)) if value]
+    if given:
+        raise InputError(f"videos are enhanced without {', '.join(given)}: leave that out")
+    if not options.output:
+        raise InputError("give -o/--output: a folder, or for one video a video file")
+
+
+def _enhance_videos(options: argparse.Namespace) -> int:
+    start = time.perf_counter()
+    _check_enhance_videos(options)
+    from lljax import parallel
+    from lljax.inference import enhancer as enhancer_lib
+    from lljax.inference import folder, video
+    single = len(options.inputs) == 1 and _is_video(options.output)
+    jobs = [(file, options.output if single else
+             os.path.join(options.output, os.path.basename(file))) for file in options.inputs]
+    if len({os.path.realpath(target).lower() for _, target in jobs}) < len(jobs):
+        raise InputError("two of the videos would be written under the same name; run them one "
+                         "after the other, into different folders")
+    strength = _number(options.strength)
+    for _, target in jobs:
+        video.check(target, options.quality)
+    method, nets = enhancer_lib.load_method(_model(options), options.set)
+    parallel.keep_programs()
+    folder.make_folders(folder.Job(*job) for job in jobs)
+    from tqdm import tqdm
+    done = 0
+    for file, target in jobs:
+        with tqdm(unit="frame", desc=os.path.basename(file), file=sys.stderr, leave=False,
+                  disable=options.quiet or not sys.stderr.isatty()) as bar:
+            def progress(count, total, bar=bar):
+                bar.total = max(count, total) if total else None
+                bar.update()
+
+            try:
+                found = video.enhance(
+                    file, target, method, nets, seed=options.seed, strength=strength,
+                    smooth=video.SMOOTH if options.smooth is None else options.smooth,
+                    quality=options.quality, overwrite=options.overwrite, progress=progress)
+            except InputError as error:
+                print(f"error: {error}", file=sys.stderr)
+                continue
+        done += 1
+        for note in found.notes:
+            print(f"note: {file}: {note}")
+        height, width = found.size
+        print(f"{target}: {found.frames} frames of {width} x {height}, "
+              f"{found.frames / found.seconds:.1f} frames/s")
+    print(f"{done} enhanced, {len(jobs) - done} failed; in {options.output}; "
+          f"{time.perf_counter() - start:.1f} s")
+    return 1 if done < len(jobs) else 0
 
 
 def _models(options: argparse.Namespace) -> int:

@@ -221,20 +221,31 @@ def output_name(name: str) -> str:
 def atomic(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     """Opens a file that takes the name `path` only when the block ends without an error.
 
+    Yields:
+      A binary file as `beside` names it.
+    """
+    with beside(path) as temporary, open(temporary, "xb") as file:
+        yield file
+
+
+@contextlib.contextmanager
+def beside(path: str | os.PathLike) -> Iterator[str]:
+    """A name for a file that takes the name `path` only when the block ends without an error.
+
     A file that it replaces hands on its permissions, and goes only when the new one is on the disk.
 
     Yields:
-      A binary file in the same folder, removed if the block fails.
+      The path of a file in the same folder, which the block is to write; it is removed if the
+      block fails.
     """
     path = os.fspath(path)
     folder, name = os.path.split(path)
     temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
     try:
-        with open(temporary, "xb") as file:
-            yield file
-            if os.path.exists(path):
-                os.chmod(temporary, os.stat(path).st_mode & 0o7777)
-                file.flush()
+        yield temporary
+        if os.path.exists(path):
+            os.chmod(temporary, os.stat(path).st_mode & 0o7777)
+            with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:

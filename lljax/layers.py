@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import operator
 from collections.abc import Callable, Iterable, Mapping
 
 import flax.linen as nn
@@ -62,7 +61,9 @@ def kernel_from_torch_transposed(weight: np.ndarray) -> np.ndarray:
 
 def _convolve(x: Array, kernel: Array, stride: int, pads: Pads, spread: int = 1) -> Array:
     """The convolution as XLA does it, of x with `spread` - 1 zeros between its values."""
-    if jax.default_backend() == "cpu" and any(map(operator.lt, x.shape[1:3], kernel.shape[:2])):
+    small = any(isinstance(side, int) and side < taps  # an exported program's may be a symbol
+                for side, taps in zip(x.shape[1:3], kernel.shape[:2], strict=True))
+    if jax.default_backend() == "cpu" and small:
         # where the kernel is larger than the picture without its pads, XLA:CPU is 40 times slower;
         # without the barrier it would make them pads again
         sides = ((*pad, spread - 1) for pad in pads)
@@ -508,14 +509,21 @@ def resize_nearest(x: Array, height: int, width: int) -> Array:
       round H / height to float32 first, and so does this: in about 2 % of the sizes it tells.
     """
     b, h, w, c = x.shape
-    rows, columns = _nearest(h, height), _nearest(w, width)
-    if (height % h == 0 and width % w == 0
-            and np.array_equal(rows, np.arange(height) // (height // h))
-            and np.array_equal(columns, np.arange(width) // (width // w))):
+    if _repeats(h, height) and _repeats(w, width):
         # a repeat: its gradient is a sum, three times faster than a gather's
         shape = (b, h, height // h, w, width // w, c)
         return jnp.broadcast_to(x[:, :, None, :, None], shape).reshape(b, height, width, c)
-    return x[:, rows[:, None], columns]
+    return x[:, _nearest(h, height)[:, None], _nearest(w, width)]
+
+
+def _repeats(old: int, new: int) -> bool:
+    """Whether each value is taken equally often; sides of exported programs may be symbols."""
+    factor = new // old
+    if not isinstance(factor, int) or factor * old != new:
+        return False
+    # the quotient of a power of two is exact, so that there is nothing to round
+    return factor & (factor - 1) == 0 or np.array_equal(_nearest(old, new),
+                                                        np.arange(new) // factor)
 
 
 def _nearest(old: int, new: int) -> np.ndarray:
@@ -547,6 +555,8 @@ def _bilinear(x: Array, axis: int, new: int, align_corners: bool) -> Array:
     old = x.shape[axis]
     if new == old:
         return x
+    if align_corners and not isinstance(old, int):  # a symbol, of an exported program
+        return _enlarge(x, axis, new // old, 0, old)
     below, part = _bilinear_source(old, new, align_corners)
     if new == 2 * old:
         # every row becomes two, each of itself and one neighbour: shifts, no gather (whose

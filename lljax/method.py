@@ -71,6 +71,8 @@ class Method:
         and weights are packed without them.
       costly: maps of `explain` that the picture does not need and that cost time: they are computed
         only where maps are asked for.
+      steady: maps of `estimate` [B, h, w, C] that are averaged over time in a video, so that a
+        scene at rest does not flicker; h and w divide the padded picture's sides.
       unroll: whether micro-batches are unrolled on a CPU; False compiles faster, and runs as fast
         if every convolution that is trained is `layers.convolve`.
     """
@@ -81,6 +83,7 @@ class Method:
     staged: bool = False
     optional: tuple[str, ...] = ()
     costly: tuple[str, ...] = ()
+    steady: tuple[str, ...] = ()
     unroll: bool = True
 
     def __init__(self, config: ConfigDict):

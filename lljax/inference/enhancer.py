@@ -641,12 +641,27 @@ def load(source: str | os.PathLike, seed: int = 0, settings: Sequence[str] = (),
     Raises:
       InputError: as `read`, or settings that cannot be, or that make other networks.
     """
+    return Enhancer(*load_method(source, settings, averaged), seed, max_memory)
+
+
+def load_method(source: str | os.PathLike, settings: Sequence[str] = (),
+                averaged: bool = True) -> tuple[method_lib.Method, dict[str, Any]]:
+    """The method and the networks of what `read` reads.
+
+    Args:
+      source: as in `load`.
+      settings: as in `load`.
+      averaged: as in `read`.
+
+    Raises:
+      InputError: as `load`.
+    """
     config, nets = read(source, averaged)
     if not settings:
-        return Enhancer(method_lib.load(config), nets, seed, max_memory)
+        return method_lib.load(config), nets
     method = method_lib.load(config_lib.change(config, settings))
     _check_fit(method, nets, settings)
-    return Enhancer(method, nets, seed, max_memory)
+    return method, nets
 
 
 def _check_fit(method: method_lib.Method, nets: dict[str, Any], settings: Sequence[str]) -> None:

@@ -258,6 +258,7 @@ class Method(base.Method):
     multiple = _MULTIPLE
     placed = True  # up-sampling with aligned corners depends on the place in the picture
     optional = ("global_disc", "local_disc", "vgg16")
+    steady = ("latent",)
 
     def __init__(self, config: ConfigDict):
         """Builds the networks.

@@ -367,6 +367,7 @@ class Method(base.Method):
     staged = True
     unroll = False  # layers.Conv is fast in compiled loops
     costly = ("reflectance", "illumination")
+    steady = ("latent",)
 
     def __init__(self, config: ConfigDict):
         """Builds the networks.

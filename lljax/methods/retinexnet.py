@@ -179,6 +179,7 @@ class Method(base.Method):
     """
 
     multiple = 8  # three strides of 2
+    steady = ("adjusted_illumination",)
     unroll = False  # layers.Conv is fast in compiled loops
 
     def __init__(self, config: ConfigDict):

@@ -84,6 +84,7 @@ class Method(base.Method):
 
     multiple = 1
     optional = ("vgg16",)
+    steady = ("curves",)
     unroll = False  # layers.Conv is fast in compiled loops
 
     def __init__(self, config: ConfigDict):
