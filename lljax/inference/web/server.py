@@ -22,7 +22,6 @@ import socket
 import struct
 import sys
 import time
-import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -200,7 +199,7 @@ def create(models: Mapping[str, Model], limits: Limits) -> tuple[flask.Flask, Wo
 
     @app.get("/api/models")
     def describe():
-        return {"default": next(iter(models)), "formats": sorted(images.FORMATS),
+        return {"default": next(iter(models)), "formats": sorted(images.READABLE),
                 "models": [{"name": name, "method": model.enhancer.method.config.method,
                             "licence": model.licence, "maps": model.maps}
                            for name, model in models.items()],
@@ -282,8 +281,6 @@ def serve(sources: Sequence[str], host: str, port: int, limits: Limits) -> None:
       InputError: as `load` and `open_server`.
     """
     parallel.keep_programs()
-    # Pillow warns of large pictures at half the size at which it refuses them.
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)
     models = load(sources)
     app, worker = create(models, limits)
     server = open_server(app, limits, host, port)
@@ -330,7 +327,7 @@ def _enhance(request: flask.Request, ticket, models: Mapping[str, Model],
     pixels = _measure(file, name, limits.pixels)
     ticket.make_room(limits.pixels if pixels is None else pixels)
     try:
-        picture = _read(file, name, limits.pixels)
+        picture = images.read(file, name, max_pixels=limits.pixels)
     except InputError as error:
         raise _Refused(415 if pixels is None else 400, str(error)) from error
     ticket.check()
@@ -346,7 +343,7 @@ def _enhance(request: flask.Request, ticket, models: Mapping[str, Model],
         out.writestr(zipfile.ZipInfo(name), data)
         for key, drawn in drawings.items():
             out.writestr(zipfile.ZipInfo(f"{stem}_{key}.png"),
-                         _encode(images.drawing(drawn), "PNG"))
+                         images.encode(images.drawing(drawn), "PNG"))
     return _send(archive.getvalue(), f"{stem}.zip", "application/zip")
 
 
@@ -439,53 +436,14 @@ def _too_many_pixels(name: str, most: int) -> str:
     return f"{name}: more than {most:,} pixels; cut or shrink it first"
 
 
-def _read(file: IO[bytes], name: str, max_pixels: int) -> images.Picture:
-    """Stands in for images.read(file, name=..., max_pixels=...)."""
-    del max_pixels  # `_measure` saw to it
-    known = ", ".join(sorted(set(images.FORMATS.values())))
-    try:
-        with Image.open(file, formats=sorted(set(images.FORMATS.values()))) as im:
-            if im.format != "MPO" and getattr(im, "n_frames", 1) > 1:
-                raise InputError(f"{name}: has {im.n_frames} frames or pages, and all but the "
-                                 "first would be lost; split it into single pictures first")
-            images._check_depth(im, name)
-            im.load()
-            return images._picture(im, name)
-    except Image.UnidentifiedImageError:
-        raise InputError(f"{name}: not a picture in a known format ({known})") from None
-    except InputError:
-        raise
-    except (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error) as error:
-        text = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{name}: cannot be read ({text}); the file is damaged or incomplete, "
-                         "get a new copy") from error
-
-
-def _encode(picture: images.Picture, form: str) -> bytes:
-    """Stands in for images.encode(picture, form)."""
-    if picture.alpha is not None and form in ("JPEG", "PPM"):
-        raise InputError(f"{form} cannot hold the alpha channel; write a PNG")
-    if picture.pixels.dtype.itemsize == 2 and form not in ("PNG", "TIFF"):
-        raise InputError(f"{form} cannot hold 16 bits a channel; write a PNG or TIFF")
-    options = {"JPEG": {"quality": 95, "subsampling": 0}, "WEBP": {"quality": 95},
-               "TIFF": {"compression": picture.compression or "tiff_adobe_deflate"}}.get(form, {})
-    options |= {key: value for key, value in (("icc_profile", picture.icc), ("exif", picture.exif))
-                if value}
-    if picture.dpi and min(picture.dpi) > 1:
-        options["dpi"] = picture.dpi
-    file = io.BytesIO()
-    images.to_pil(picture).save(file, form, **options)
-    return file.getvalue()
-
-
 def _encoded(picture: images.Picture, wanted: str | None) -> tuple[bytes, str]:
     """(file, format) of a picture: the format asked for, else its own, else PNG."""
     if wanted is not None:
-        return _encode(picture, wanted), wanted
+        return images.encode(picture, wanted), wanted
     if picture.format in images.FORMATS.values():
         with contextlib.suppress(InputError):  # it can be read but not written: PNG can
-            return _encode(picture, picture.format), picture.format
-    return _encode(picture, "PNG"), "PNG"
+            return images.encode(picture, picture.format), picture.format
+    return images.encode(picture, "PNG"), "PNG"
 
 
 def _named(name: str, form: str) -> str:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
-from lljax import images
+from lljax.inference.control import Control, mix
 from lljax.inference.enhancer import Enhancer
 
 _BATCH = 8  # pictures run together
@@ -261,13 +261,13 @@ class Worker:
         enhancer = self._enhancers[model]
         if maps:
             enhanced, drawings = enhancer.draw(pixels)
-            return [(_blend(pixels, enhanced, strength), drawings)]
+            return [(mix(pixels, enhanced, Control(strength)), drawings)]
         if strength == 0:
             return [(low, {}) for _, low, _, _ in jobs]
         if len(jobs) == 1:
-            return [(_blend(pixels, enhancer(pixels), strength), {})]
+            return [(mix(pixels, enhancer(pixels), Control(strength)), {})]
         lows = np.stack([low for _, low, _, _ in jobs])
-        return [(_blend(low, enhanced, strength), {})
+        return [(mix(low, enhanced, Control(strength)), {})
                 for low, enhanced in zip(lows, enhancer(lows), strict=True)]
 
 
@@ -275,12 +275,3 @@ def _key(job: tuple) -> tuple | None:
     """What jobs of one batch have in common; None for one that runs alone."""
     model, pixels, strength, maps = job
     return None if maps else (model, pixels.shape, pixels.dtype, strength)
-
-
-def _blend(low: np.ndarray, enhanced: np.ndarray, strength: float) -> np.ndarray:
-    """low + strength * (enhanced - low), for integers of one dtype."""
-    if strength == 1:
-        return enhanced
-    low_f = images.to_float(low)
-    return images.to_uint(low_f + np.float32(strength) * (images.to_float(enhanced) - low_f),
-                          low.dtype)
