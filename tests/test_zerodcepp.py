@@ -89,7 +89,7 @@ def test_what_the_network_sees_and_what_is_applied():
 @functools.cache
 def placed(model):
     return jax.jit(lambda nets, low, window: model.apply(
-        nets, low, model.estimate(nets, low, KEY), window))
+        nets, low, model.estimate(nets, low, KEY, window), window))
 
 
 @pytest.mark.parametrize("top, left, height, width", [

@@ -60,7 +60,7 @@ class Method(zerodce.Method):
     Networks: `curve`, and with `config.loss.perceptual` also the frozen `vgg16`.
     """
 
-    placed = True
+    placed = True  # enlarging with aligned corners depends on the place in the picture
 
     def __init__(self, config: ConfigDict):
         """Builds the network.
@@ -91,14 +91,14 @@ class Method(zerodce.Method):
                              "config.data.crop to a multiple of it")
         return layers.enlarge(self._curves(nets, low, scale), scale)
 
-    def estimate(self, nets: dict[str, base.Variables], low: Array,
-                 key: Array) -> dict[str, Array]:
+    def estimate(self, nets: dict[str, base.Variables], low: Array, key: Array,
+                 window: layers.Window | None = None) -> dict[str, Array]:
         """The curve map: {"curves": [B, H / scale, W / scale, 3]} in [-1, 1], negative brightens.
 
         Raises:
           ValueError: sides that are not multiples of the scale.
         """
-        del key  # nothing is drawn
+        del key, window  # nothing is drawn, and every cell is shrunk alike
         return {"curves": self._curves(nets, low, self.config.model.scale)}
 
     def _curves(self, nets: dict[str, base.Variables], low: Array, scale: int) -> Array:
