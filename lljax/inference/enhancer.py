@@ -247,7 +247,8 @@ class Enhancer:
           was and keeps its alpha; a palette becomes RGB or RGBA, CMYK becomes RGB.
 
         Raises:
-          InputError: another shape or dtype, or floats outside [0, 1].
+          InputError: another shape or dtype, floats outside [0, 1], or more than `max_memory`
+            needed.
         """
         if isinstance(image, Image.Image):
             picture = images.from_pil(image)
