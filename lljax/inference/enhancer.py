@@ -249,7 +249,8 @@ class Enhancer:
           was and keeps its alpha; a palette becomes RGB or RGBA, CMYK becomes RGB.
 
         Raises:
-          InputError: another shape or dtype, floats outside [0, 1], or a control that cannot be.
+          InputError: another shape or dtype, floats outside [0, 1], a control that cannot be, or
+            more than `max_memory` needed.
         """
         enhance = functools.partial(control.enhance, self._enhance,
                                     control=control.Control(**controls))
