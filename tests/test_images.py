@@ -524,6 +524,7 @@ def test_every_picture_of_the_ugly_folder(folder, tmp_path):
             np.testing.assert_allclose(again.dpi, picture.dpi, rtol=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow notes what is damaged
 def test_damage_of_any_kind_is_one_line(folder):
     source, expected = folder
     rng = np.random.default_rng(0)
@@ -541,6 +542,7 @@ def test_damage_of_any_kind_is_one_line(folder):
     assert refused > len(expected)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow notes what is damaged
 @pytest.mark.parametrize("content", [
     tiff(noise(), [(256, 3, [0])]), tiff(noise())[:30], HEIC[:300]])
 def test_headers_that_make_no_sense_are_called_damaged(content):
