@@ -102,7 +102,7 @@ def whole(enhancer, low):
     multiple = enhancer.method.multiple
     height, width = low.shape[:2]
     low = images.pad(low, -height % multiple, -width % multiple)
-    maps = enhancer.method.explain(enhancer._nets, low[None], jax.random.key(0))
+    maps = jax.jit(enhancer.method.explain)(enhancer._nets, low[None], jax.random.key(0))
     return {name: np.asarray(value[0]) for name, value in maps.items()}
 
 
@@ -263,7 +263,8 @@ def test_tiles_and_workers_follow_the_limit(make, monkeypatch):
     budget.plan()
     least = budget._total(min(budget._measured, key=math.prod), 1)
     (tiles, workers, size), = plans(enhancer, low, least)
-    assert workers == 1 and tiles >= roomy[0] and size < roomy[2]
+    assert tiles >= roomy[0] and size < roomy[2]
+    assert workers == 1 or enhancer.method.staged  # what sees the whole copy may take most
     enhancer._limit = least
     np.testing.assert_allclose(enhancer(low), expected, atol=2e-6)
     with pytest.raises(InputError):
@@ -295,7 +296,7 @@ def test_the_command_takes_a_limit(tmp_path, capsys):
     expected = lljax.load(model)(np.asarray(Image.open(tmp_path / "a.png")))
     for name in "ab":
         np.testing.assert_array_equal(Image.open(tmp_path / f"some/{name}.png"), expected)
-    for wrong in ("2", "G", "-1G", "2 cows", "nanG", "infG"):
+    for wrong in ("2", "G", "0G", "2 cows", "nanG", "infG"):
         with pytest.raises(InputError, match="write e.g. 2G or 800M"):
             run(wrong, "none")
 
