@@ -69,7 +69,7 @@ def noisy(frames, seed=0):
 def test_a_scene_at_rest_does_not_flicker():
     frames = noisy([scene()] * FRAMES)
     alone, steadied = run(frames, 1), run(frames, 8)
-    assert steadied[8:].std(0).mean() < 0.4 * alone[8:].std(0).mean()
+    assert steadied[8:].std(0).mean() < 0.35 * alone[8:].std(0).mean()
     np.testing.assert_allclose(steadied[8:].mean(0), alone[8:].mean(0), atol=0.02)
 
 
@@ -82,13 +82,16 @@ def test_without_smoothing_each_frame_is_the_method_s_own():
 
 def test_what_moves_leaves_no_trace():
     wide = scene(HEIGHT, WIDTH + FRAMES)
-    clean = [wide[:, i:i + WIDTH] for i in range(FRAMES)]
+    # the left two thirds rest
+    clean = [np.concatenate([wide[:, :2 * WIDTH // 3], wide[:, i + 2 * WIDTH // 3:i + WIDTH]], 1)
+             for i in range(FRAMES)]
     wanted = run(clean, 1)
-    error = np.abs(run(clean, 8) - wanted)[4:]
-    assert error.mean() < 0.5 / 255 and np.quantile(error, 0.99) < 4 / 255
+    assert np.abs(run(clean, 8) - wanted).max() < 4 / 255
     frames = noisy(clean)
-    # and where it rests the noise falls: the sum of both errors is no larger than before
-    assert np.abs(run(frames, 8) - wanted).mean() < np.abs(run(frames, 1) - wanted).mean()
+    alone, steadied = (np.abs(run(frames, smooth) - wanted)[8:] for smooth in (1, 8))
+    rests, moves = np.s_[:, :, :WIDTH // 2], np.s_[:, :, -WIDTH // 4:]
+    assert steadied[rests].mean() < 0.6 * alone[rests].mean()
+    assert steadied[moves].mean() < 1.05 * alone[moves].mean()
 
 
 def test_a_cut_starts_anew():
@@ -232,7 +235,7 @@ def test_an_odd_size_stays(tmp_path):
 @needs_ffmpeg
 def test_a_varying_frame_rate_and_a_late_start_stay(tmp_path):
     clip = make(tmp_path / "in.mkv", "-pix_fmt", "yuv420p", "-vf",
-                r"setpts='(N+3*gt(N\,5)+2*eq(N\,9))/25/TB+0.2/TB'", "-fps_mode", "passthrough",
+                r"setpts='(N+3*gt(N\,5)+2*gt(N\,9))/25/TB+0.2/TB'", "-fps_mode", "passthrough",
                 frames=12)
     assert times(clip)[0] > 0.19 and len(set(np.diff(times(clip)).round(3))) > 2
     for name in ("out.mkv", "out.mp4"):
@@ -259,7 +262,7 @@ def test_a_turned_video_becomes_upright(clip, tmp_path):
 @needs_ffmpeg
 def test_ten_bits_and_the_shape_of_a_pixel_stay(tmp_path):
     clip = make(tmp_path / "in.mkv", "-pix_fmt", "yuv420p10le", "-vf", "setsar=4/3", frames=6)
-    through(clip, tmp_path / "out.mkv")
+    through(clip, tmp_path / "out.mkv", quality=0)
     found = probe(tmp_path / "out.mkv")
     assert found["pix_fmt"] == "yuv420p10le" and found["sample_aspect_ratio"] == "4:3"
     assert np.abs(pixels(tmp_path / "out.mkv") - pixels(clip)).mean() < 1

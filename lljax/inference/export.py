@@ -8,6 +8,7 @@ then a fixed size can be.
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
 import math
 import os
 from typing import Any
@@ -26,9 +27,7 @@ Array = jax.Array
 SUFFIX = ".stablehlo"
 PLATFORMS = ("cpu", "cuda", "tpu")
 # Packages whose requirements do not go with ours, so they want an environment of their own.
-_ELSEWHERE = {
-    ".onnx": "ONNX", ".tflite": "TensorFlow Lite",
-}
+_ELSEWHERE = {".onnx": "ONNX", ".tflite": "TensorFlow Lite"}
 _LIMIT = 1e-3  # of [0, 1]: a quarter of an 8-bit step, for what another compilation rounds
 # what JAX raises where Python code wants the value of a symbol, or a callback cannot be written
 _UNEXPORTABLE = (TypeError, ValueError, NotImplementedError,
@@ -105,6 +104,8 @@ def check(target: str | os.PathLike, overwrite: bool = False) -> None:
                          f"or follow docs/export.md, section {suffix}")
     if suffix != SUFFIX:
         raise InputError(f"{target}: an exported program ends in {SUFFIX}")
+    if importlib.util.find_spec("flatbuffers") is None:
+        raise InputError("exporting needs flatbuffers; pip install 'lljax[export]'")
     if os.path.exists(target) and not overwrite:
         raise InputError(f"{target}: exists already; choose another name or pass --overwrite")
     if not os.path.isdir(os.path.dirname(target) or "."):

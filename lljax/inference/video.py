@@ -47,9 +47,9 @@ SMOOTH = 12  # frames, half a second of most videos
 
 _AHEAD = 2  # frames decoded before, and encoded behind, the network
 _CUT = 0.5  # of the picture has moved: another scene
-_NARROW, _WIDE = 5, 9  # px, sides of the windows that movement is looked for in
+_NARROW, _WIDE = 7, 9  # px, sides of the windows that movement is looked for in
 # how many times the noise a change must be: at rest below, moved above
-_SIZE_MOVED, _TONE_MOVED = (1.3, 1.8), (1.2, 2.4)
+_SIZE_MOVED, _TONE_MOVED = (1.45, 2.0), (1.6, 3.0)
 _FLOOR = 0.5 / 255  # least noise: rounding to 8 bits
 # kept of the video stream's own metadata; the rest says how the old stream was encoded
 _TAGS = ("language", "title", "handler_name", "timecode", "creation_time")
