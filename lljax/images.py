@@ -21,7 +21,7 @@ Choices, in one place:
   stretches every picture by its own histogram, so that the frames of one series would differ, and
   brightening is what the networks are for.
 
-PNG and 16-bit TIFF are deflated by run lengths: a quarter to a seventh of the time that matches
+PNG and TIFF are deflated by run lengths: a quarter to a seventh of the time that matches
 take, for files of photographs that are 7 % smaller (16 bits) to 4 % larger (8 bits).
 
 16-bit colour needs no library beside Pillow, whose decoders read all bits and whose unpackers then
@@ -71,17 +71,16 @@ _TIFF_TAGS = (270, 271, 272, 305, 306, 315, 33432)
 _EXIF_IFD, _GPS_IFD, _MAKER_NOTE = 0x8769, 0x8825, 0x927C
 _SUBFILE, _BITS, _PHOTOMETRIC, _PLANAR, _SUB_IFDS, _DNG = 254, 258, 262, 284, 330, 50706
 _MOSAIC = 32803  # as photometric interpretation: one colour a pixel
-_LOSSLESS_TIFF = ("raw", "tiff_lzw", "tiff_adobe_deflate", "tiff_deflate", "packbits")
 _TIFF_MAGIC = (b"II*\0", b"MM\0*")
 # Contents that are no camera's RAW, whatever the file is called. (RAW files look like TIFFs.)
 _NOT_RAW = (b"\x89PNG", b"\xff\xd8\xff", b"GIF8", b"RIFF", b"BM")
 _AVIF_BRANDS = {b"avif", b"avis"}
 _HEIF_BRANDS = {b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"mif2"}
-# What Pillow and libheif raise for damaged files, found by damaging some.
+# What Pillow and libheif raise for damaged files and metadata, found by damaging some.
 _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, RuntimeError,
            struct.error, zlib.error)
 _HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # ITU-T H.273
-_STRIP = 1 << 20  # bytes of 16-bit pixels that are filtered and compressed at a time
+_STRIP = 1 << 20  # bytes of pixels that are filtered and compressed at a time
 
 # `read` has limits of its own, and up to twice Pillow's, where it refuses, it only warns.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -100,7 +99,7 @@ class Picture:
       icc: ICC profile, or None.
       exif: EXIF block beginning with "Exif", orientation 1; empty if there is none.
       dpi: dots per inch (x, y), or None.
-      compression: a TIFF's lossless compression, or None.
+      compression: "raw" for a TIFF that is not compressed and stays so, or None.
     """
 
     pixels: np.ndarray
@@ -184,7 +183,7 @@ def write(path: str | os.PathLike, picture: Picture) -> None:
     try:
         with atomic(path) as file:
             _save(file, picture, form)
-    except (OSError, ValueError) as error:
+    except _DAMAGE as error:
         raise InputError(f"{path}: cannot be written ({error})") from error
 
 
@@ -205,7 +204,7 @@ def encode(picture: Picture, form: str, name: str = "picture") -> bytes:
     buffer = io.BytesIO()
     try:
         _save(buffer, picture, form)
-    except (OSError, ValueError) as error:
+    except _DAMAGE as error:
         raise InputError(f"{name}: cannot be written as {form} ({error})") from error
     return buffer.getvalue()
 
@@ -483,13 +482,12 @@ def _read_heif(file: IO[bytes], name: str, max_pixels: int | None) -> Picture:
             raise InputError(f"{name}: an HDR picture ({_HDR_TRANSFERS[transfer]}), whose values "
                              "are not sRGB's; export it as SDR first")
         im = heif.to_pillow()
-        pixels, alpha = _channels(im, name)
+        exif = _upright(im.info.get("exif") or b"")
+        return Picture(*_channels(im, name), im.mode, "JPEG", im.info.get("icc_profile"), exif)
     except InputError:
         raise
     except _DAMAGE as error:
         raise _damaged(name, error) from error
-    exif = im.info.get("exif") or b""
-    return Picture(pixels, alpha, im.mode, "JPEG", im.info.get("icc_profile"), _upright(exif))
 
 
 def _is_camera(file: IO[bytes], head: bytes) -> bool:
@@ -670,9 +668,10 @@ def _check_fit(picture: Picture, form: str, name: str) -> None:
 
 def _save(file: IO[bytes], picture: Picture, form: str) -> None:
     stored = _stored(picture)
+    if form == "TIFF":
+        return _save_tiff(file, picture, stored)
     if stored.dtype == np.uint16 and stored.ndim == 3:
-        (_save_deep_png if form == "PNG" else _save_deep_tiff)(file, picture, stored)
-        return
+        return _save_deep_png(file, picture, stored)
     options = _metadata(picture)
     if form == "PNG":
         options |= {"compress_type": zlib.Z_RLE}
@@ -683,8 +682,6 @@ def _save(file: IO[bytes], picture: Picture, form: str) -> None:
     elif form == "AVIF":
         # Speed 9 of 10 takes a fifteenth of the time of the default, 6, for files of equal size.
         options |= {"quality": 95, "subsampling": "4:4:4", "speed": 9}
-    elif form == "TIFF":
-        options |= {"compression": picture.compression or "tiff_adobe_deflate"}
     Image.fromarray(stored).save(file, form, **options)
 
 
@@ -701,7 +698,7 @@ def _metadata(picture: Picture) -> dict:
 
 
 def _bands(stored: np.ndarray) -> Iterator[np.ndarray]:
-    rows = max(1, _STRIP // (stored[0].size * 2))
+    rows = max(1, _STRIP // stored[0].nbytes)
     return (stored[top:top + rows] for top in range(0, len(stored), rows))
 
 
@@ -744,21 +741,28 @@ def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
         at += 12 + size
 
 
-def _save_deep_tiff(file: IO[bytes], picture: Picture, stored: np.ndarray) -> None:
-    """Writes uint16 [H, W, 2 to 4] as a little-endian TIFF, deflated unless it came raw."""
-    if stored.shape[2] == 2:  # Pillow, so `read`, knows no grey with alpha of this depth
-        stored = stored[:, :, [0, 0, 0, 1]]
+def _save_tiff(file: IO[bytes], picture: Picture, stored: np.ndarray) -> None:
+    """Writes a little-endian TIFF, deflated unless it came raw.
+
+    Pillow's own writer knows no 16 bits in colour, and through libtiff fails where there are EXIF
+    tags beyond the first directory.
+    """
+    if stored.ndim == 2:
+        stored = stored[:, :, None]
+    elif stored.shape[2] == 2 and stored.dtype == np.uint16:
+        stored = stored[:, :, [0, 0, 0, 1]]  # Pillow, so `read`, knows no such grey with alpha
     height, width, channels = stored.shape
     plain = picture.compression == "raw"
+    ordered = stored.dtype.newbyteorder("<")
     strips = []
     for band in _bands(stored):
         if plain:
-            strips.append(band.astype("<u2").tobytes())
+            strips.append(band.astype(ordered).tobytes())
             continue
         change = band.copy()
         change[:, 1:] -= band[:, :-1]
         deflater = zlib.compressobj(strategy=zlib.Z_RLE)
-        strips.append(deflater.compress(change.astype("<u2").tobytes()) + deflater.flush())
+        strips.append(deflater.compress(change.astype(ordered).tobytes()) + deflater.flush())
     sizes = [len(strip) for strip in strips]
     tags = TiffImagePlugin.ImageFileDirectory_v2()
     exif = Image.Exif()
@@ -775,9 +779,9 @@ def _save_deep_tiff(file: IO[bytes], picture: Picture, stored: np.ndarray) -> No
     if "dpi" in options:
         tags[282], tags[283], tags[296] = *options["dpi"], 2
     tags[256], tags[257] = width, height
-    tags[_BITS] = (16,) * channels
+    tags[_BITS] = (stored.itemsize * 8,) * channels
     tags[259] = 1 if plain else 8  # Adobe deflate
-    tags[_PHOTOMETRIC] = 2
+    tags[_PHOTOMETRIC] = 1 if channels < 3 else 2
     tags[277] = channels
     tags[278] = len(next(_bands(stored)))  # rows in a strip
     tags[273] = tuple(np.cumsum([0, *sizes[:-1]]).tolist())  # Pillow adds the directory's end
@@ -786,7 +790,7 @@ def _save_deep_tiff(file: IO[bytes], picture: Picture, stored: np.ndarray) -> No
         tags.tagtype[tag] = 4  # 32 bits
     if not plain:
         tags[317] = 2  # differences of neighbours
-    if channels == 4:
+    if channels in (2, 4):
         tags[338] = 2  # alpha that the colours are not multiplied by
     tags.save(file)
     for strip in strips:
@@ -807,7 +811,7 @@ def _picture(im: Image.Image, mode: str, pixels: np.ndarray, alpha: np.ndarray |
         pixels, alpha, mode, "JPEG" if im.format == "MPO" else im.format,
         None if im.mode == "CMYK" else im.info.get("icc_profile"), _upright(raw),
         dpi and (float(dpi[0]), float(dpi[1])),
-        compression if compression in _LOSSLESS_TIFF else None)
+        "raw" if im.format == "TIFF" and compression == "raw" else None)
 
 
 def _channels(im: Image.Image, name: str) -> tuple[np.ndarray, np.ndarray | None]:

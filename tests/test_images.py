@@ -237,6 +237,28 @@ def test_16_bit_colour_keeps_its_metadata_and_is_turned_once(tmp_path, name):
         assert again.icc == PROFILE and again.dpi == pytest.approx((300, 300), 1e-4)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA", "LA"])
+def test_a_cameras_exif_goes_into_a_tiff(tmp_path, mode):
+    exif = Image.Exif()
+    exif[0x010F] = "Maker"
+    exif.get_ifd(0x8769).update({0x829D: 2.8, 0x9003: "2020:01:02 03:04:05", 0x927C: b"notes"})
+    exif.get_ifd(0x8825)[1] = "N"
+    file = io.BytesIO()
+    Image.fromarray(noise()).convert(mode).save(file, "PNG", exif=exif)
+    picture = images.read(file)
+    images.write(tmp_path / "a.tif", picture)
+    again = images.read(tmp_path / "a.tif")
+    np.testing.assert_array_equal(again.pixels, picture.pixels)
+    np.testing.assert_array_equal(again.alpha, picture.alpha)
+    with Image.open(tmp_path / "a.tif") as image:
+        assert image.mode == mode and image.info["compression"] == "tiff_adobe_deflate"
+    kept = Image.Exif()
+    kept.load(again.exif)
+    assert kept[0x010F] == "Maker" and kept.get_ifd(0x8825)[1] == "N"
+    assert {tag: kept.get_ifd(0x8769)[tag] for tag in (0x829D, 0x9003, 0x927C)} == {
+        0x829D: 2.8, 0x9003: "2020:01:02 03:04:05", 0x927C: b"notes"}
+
+
 def deep_avif():
     file = io.BytesIO()
     Image.fromarray(gradient(16, 16)).save(file, "AVIF")
