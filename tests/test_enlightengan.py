@@ -204,9 +204,9 @@ def test_sides_shorter_than_their_margin_repeat_the_edge():
 def test_tiles_are_padded_and_enlarged_as_the_generator_does():
     """Without aligned corners; with them, and where tiles are seen to be placed, in the tests of
     the enhancer."""
-    model = build(model__width=4, model__align_corners=False)
-    nets = jax.tree.map(lambda x: 5 * x, initial(model)["generator"])  # initial ones do nothing
-    nets = {"generator": nets}
+    model = build(model__align_corners=False)
+    # initial ones do nothing; those of the other build are the same
+    nets = {"generator": jax.tree.map(lambda x: 5 * x, initial(build())["generator"])}
     low = np.asarray(0.3 * noise(13, 701, 3))  # one side too short for its margin, one mirrored
     tiled = enhancer.Enhancer(model, nets)
     tiled._candidates = lambda length: [320] if length > 320 else [length]
