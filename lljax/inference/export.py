@@ -26,8 +26,11 @@ Array = jax.Array
 
 SUFFIX = ".stablehlo"
 PLATFORMS = ("cpu", "cuda", "tpu")
-# Packages whose requirements do not go with ours, so they want an environment of their own.
-_ELSEWHERE = {".onnx": "ONNX", ".tflite": "TensorFlow Lite"}
+_ELSEWHERE = {
+    ".onnx": "jax2onnx needs an older orbax-checkpoint than lljax, so an environment of its own "
+             "(python -m venv onnx-env; onnx-env/bin/pip install jax2onnx ml-collections "
+             "safetensors pillow tqdm scipy)",
+    ".tflite": "TensorFlow Lite needs TensorFlow, which lljax does without"}
 _LIMIT = 1e-3  # of [0, 1]: a quarter of an 8-bit step, for what another compilation rounds
 # what JAX raises where Python code wants the value of a symbol, or a callback cannot be written
 _UNEXPORTABLE = (TypeError, ValueError, NotImplementedError,
@@ -99,9 +102,8 @@ def check(target: str | os.PathLike, overwrite: bool = False) -> None:
     target = os.fspath(target)
     suffix = os.path.splitext(target)[1].lower()
     if suffix in _ELSEWHERE:
-        raise InputError(f"{target}: {_ELSEWHERE[suffix]} needs an environment of its own, because "
-                         f"its converter does not go with lljax's packages; write a {SUFFIX} file, "
-                         f"or follow docs/export.md, section {suffix}")
+        raise InputError(f"{target}: {_ELSEWHERE[suffix]}; write a {SUFFIX} file, or see "
+                         f"docs/export.md, section {suffix}")
     if suffix != SUFFIX:
         raise InputError(f"{target}: an exported program ends in {SUFFIX}")
     if importlib.util.find_spec("flatbuffers") is None:
