@@ -328,10 +328,9 @@ class Enhancer:
         plan = self._plan(padded, picture, draw)
         tiles, costly = plan.tiles(), _costly(self.method, draw)
         if len(tiles) == 1:
-            found = self._explain(padded, tiles[0], costly)
+            found = self._explain(padded, tiles[0], costly, bool(draw))
             # cropped before drawing, which may put several maps side by side
-            maps = {name: padded.crop(value) for name, value in found.items()
-                    if name == "enhanced" or draw}
+            maps = {name: padded.crop(value) for name, value in found.items()}
             return picture(maps.pop("enhanced")), draw(maps) if draw else {}
         sheets, maps = _Sheets(padded), {}
         if self.method.staged:
@@ -341,7 +340,7 @@ class Enhancer:
                 sheets.put(tile, {"": picture(self._apply(padded, tile, maps))})
         else:
             def work(tile):
-                found = self._explain(padded, tile, costly)
+                found = self._explain(padded, tile, costly, bool(draw))
                 enhanced = picture(found.pop("enhanced"))
                 sheets.put(tile, {**(draw(found) if draw else {}), "": enhanced})
         self._each(plan, work)
@@ -355,14 +354,15 @@ class Enhancer:
             for _ in pool.map(work, plan.tiles()):
                 pass
 
-    def _explain(self, padded: _Padded, tile: _Tile, costly: Sequence[bool]) -> dict:
-        """The maps of a tile and `enhanced`, [h, w, C] each."""
+    def _explain(self, padded: _Padded, tile: _Tile, costly: Sequence[bool], maps: bool) -> dict:
+        """`enhanced` of a tile, and if asked for its maps, [h, w, C] each."""
         inputs = [padded.cut(tile), self._key]
         if self.method.placed:
             inputs.append(layers.Window(*map(np.int32, (
                 tile.rows.start, tile.columns.start, padded.height, padded.width))))
         return {name: np.asarray(value)[0] for which in costly
-                for name, value in self._run("explain", which, *inputs).items()}
+                for name, value in self._run("explain", which, *inputs).items()
+                if maps or name == "enhanced"}
 
     def _solve(self, padded: _Padded, plan: _Plan, costly: Sequence[bool]) -> dict:
         """The maps of a staged method, [h, w, C] each, with the margins."""
