@@ -144,6 +144,10 @@ def test_heic_and_raw_get_suffixes_that_can_be_written(ugly, tmp_path):
     names = {os.path.basename(job.file): os.path.basename(job.target) for job in jobs}
     assert names == {"IMG_1.HEIC": "IMG_1.jpg", "IMG_1.CR2": "IMG_1.tif", "IMG_2.nef": "IMG_2.tif",
                      "cmyk.tif": "cmyk.tif", "grey16.png": "grey16.png"}
+    replaced = folder.plan([str(ugly / "sub")], None)
+    assert len(replaced.jobs) == 2 and len(replaced.refused) == 3
+    assert all("cannot be replaced, its format is not written" in message
+               for _, message in replaced.refused)
 
 
 def test_maps_beside_the_results(ugly, model, tmp_path):
