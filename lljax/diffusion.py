@@ -186,7 +186,7 @@ def ddim_sample(predict: Callable[[Array, Array], Array], noise: Array, alpha_ba
         raise InputError(f"eta {eta}: must be 0 to 1")
     if eta and key is None:
         raise ValueError(f"ddim_sample: eta {eta} draws noise and needs a key")
-    count = len(noise)
+    count = noise.shape[0]
     keys = None if not eta else key if key.ndim else jax.random.split(key, count)
     times, (noise_now, signal_now, signal_next, noise_next, spread) = _coefficients(
         alpha_bars, steps, eta)

@@ -544,7 +544,7 @@ class Method(base.Method):
                      else jax.random.normal(own, latent.shape[1:]))
             return diffusion.ddim_sample(
                 predict, jnp.broadcast_to(noise, latent.shape), self.alpha_bars, knobs.steps,
-                eta=knobs.eta, key=jnp.broadcast_to(jax.random.fold_in(own, 0), len(latent)))
+                eta=knobs.eta, key=jnp.broadcast_to(jax.random.fold_in(own, 0), latent.shape[0]))
 
         sampled, trajectory = lax.map(sample, jnp.arange(knobs.count))
         return {"latent": _latent(sampled).mean(0),
