@@ -22,7 +22,7 @@ from lljax import config as config_lib
 from lljax.errors import InputError
 from lljax.images import atomic
 
-DEFAULT = "zerodce"  # what enhances where no model is named
+DEFAULT = "zerodcepp"  # what enhances where no model is named; why: docs/zerodcepp.md
 _SUFFIX = ".safetensors"
 
 
@@ -134,10 +134,11 @@ def scores(results: str | os.PathLike, model: str) -> dict[str, Any]:
 
 
 def shipped() -> dict[str, str]:
-    """The weights that come with lljax: name -> file, sorted."""
+    """The weights that come with lljax: name -> file, the default first, the others sorted."""
     folder = os.path.dirname(__file__)
-    return {name.removesuffix(_SUFFIX): os.path.join(folder, name)
-            for name in sorted(os.listdir(folder)) if name.endswith(_SUFFIX)}
+    names = [name.removesuffix(_SUFFIX) for name in os.listdir(folder) if name.endswith(_SUFFIX)]
+    return {name: os.path.join(folder, name + _SUFFIX)
+            for name in sorted(names, key=lambda name: (name != DEFAULT, name))}
 
 
 def list_weights() -> list[str]:
