@@ -12,8 +12,15 @@ ROOT = pathlib.Path(__file__).parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """One folder of trainings: the same command on another page finds its work done."""
+    return tmp_path_factory.mktemp("runs")
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_page_runs(page, tmp_path):
+def test_a_page_runs(page, tmp_path, trained):
+    (tmp_path / "runs").symlink_to(trained)
     for name in ("train.py", "evaluate.py", "configs"):
         (tmp_path / name).symlink_to(ROOT / name)
     env = {**os.environ, "PATH": os.pathsep.join([os.path.dirname(sys.executable),

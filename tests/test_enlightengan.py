@@ -38,7 +38,10 @@ def batch(size=2, side=SIDE):
 
 @functools.cache
 def initial(model):
-    return jax.jit(lambda: model.init(KEY, batch()))()
+    # without optimisation: it draws numbers once, and takes long to compile
+    draw = jax.jit(lambda: model.init(KEY, batch()),
+                   compiler_options={"xla_backend_optimization_level": 0})
+    return draw()
 
 
 def alone(function):

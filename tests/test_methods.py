@@ -35,10 +35,13 @@ COUNTS = {
     ("lightendiffusion", "image_space"): {"autoencoder": 505_796, "denoiser": 20_763_651},
 }
 
-# what is set, but where parameters are counted: compiling a deep network's step takes a minute, and
-# a 32 px picture is no multiple of 12
+# what is set, but where parameters are counted: a wide network's step takes long, a deep one's a
+# minute to compile, and a 32 px picture is no multiple of 12
 SMALL = {
-    "zerodcepp": {"model.scale": 4},
+    "zerodce": {"model.width": 8},
+    "zerodcepp": {"model.width": 8, "model.scale": 4},
+    "retinexnet": {"model.width": 16},
+    "enlightengan": {"model.width": 8, "model.disc_width": 16},
     "lightendiffusion": {
         "model.width": 8, "model.heads": 2, "model.levels": 1, "model.unet_width": 8,
         "model.unet_mult": (1,), "model.unet_blocks": 1, "model.unet_attention": (),
@@ -132,7 +135,10 @@ def batch():
 
 @functools.cache
 def initial(model):
-    return jax.jit(lambda: model.init(KEY, batch()))()
+    # without optimisation: it draws numbers once, and takes long to compile
+    draw = jax.jit(lambda: model.init(KEY, batch()),
+                   compiler_options={"xla_backend_optimization_level": 0})
+    return draw()
 
 
 def step(model, phase, nets):
@@ -142,9 +148,16 @@ def step(model, phase, nets):
 
 
 @functools.cache
-def scalars_of(model, phase):
-    """What a training step reports."""
-    return {name: float(value) for name, value in step(model, phase, initial(model))[1].items()}
+def terms_of(model, phase):
+    """The loss terms that a training step reports; its gradients are not in the program."""
+    def terms(state, batch, weights):
+        scalars = model.train_step(state, batch, weights, phase=phase)[1]
+        return (), {name: value for name, value in scalars.items() if name.startswith("loss/")}
+
+    nets = jax.tree.map(jnp.copy, initial(model))  # the mapped step may take the state's buffers
+    state = parallel.place(model.start_phase(nets, 0, phase))
+    found = parallel.pmap(terms)(state, parallel.split(batch()), model.weights())[1]
+    return {name: float(value) for name, value in found.items()}
 
 
 @functools.cache
@@ -243,8 +256,10 @@ def test_each_knob_changes_something(name, knob):
         assert not np.allclose(enhanced_by(one), enhanced_by(other), rtol=1e-4)
         return
     term = "loss/" + knob.split(".")[1]
-    phase = next(phase for phase in one.config.phases if term in scalars_of(one, phase))
-    before, after = scalars_of(one, phase), scalars_of(other, phase)
+    phase = next(phase for phase in one.config.phases if term in terms_of(one, phase))
+    before, after = terms_of(one, phase), terms_of(other, phase)
+    if before == after:  # a knob of the gradient alone
+        before, after = (step(model, phase, initial(model))[1] for model in (one, other))
     assert any(not np.allclose(before[key], after[key], rtol=1e-4) for key in before)
 
 
@@ -259,7 +274,8 @@ def test_a_disabled_term_is_not_in_the_program(name, term):
         return
     returned = set()
     for phase in model.config.phases:
-        state = jax.eval_shape(lambda phase=phase: model.start_phase(initial(model), 0, phase))
+        state = jax.eval_shape(
+            lambda phase=phase: model.start_phase(model.init(KEY, batch()), 0, phase))
         one = parallel.pmap(functools.partial(model.train_step, phase=phase)).compiled
         returned |= set(jax.eval_shape(one, state, parallel.split(batch()), model.weights())[1])
     assert f"loss/{term}" not in returned and term not in model.weights()
