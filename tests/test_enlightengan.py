@@ -337,10 +337,10 @@ def test_features_are_scaled_as_their_style_wants(vgg16_file):
 
 def test_features_need_a_file_of_their_style(vgg16_file):
     with pytest.raises(InputError, match="config.vgg16.path"):
-        build("smoke,vgg").init(KEY, batch())
+        jax.eval_shape(build("smoke,vgg").init, KEY, batch())
     path = vgg16_file("torchvision")
     with pytest.raises(InputError, match="torchvision's VGG16.*set the style to torchvision"):
-        build("smoke,vgg", vgg16__path=path).init(KEY, batch())
+        jax.eval_shape(build("smoke,vgg", vgg16__path=path).init, KEY, batch())
 
 
 def test_the_target_of_the_features_is_not_darkened(vgg16_file):
