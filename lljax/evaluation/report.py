@@ -59,14 +59,15 @@ def _sections(results: Results) -> list[_Section]:
     scores = [_Section(title, cards, [(name, [_score_cell(results, name, card) for card in cards])
                                       for name in results.systems])
               for title, cards in (("scores", plain),
-                                   (f"{scaled} (never compare with the above)", corrected))]
+                                   (f"{scaled} (never compare with the above)", corrected))
+              if cards]
     if not others:
         return scores
     minus = f"each row minus {first}, paired by picture; w/l: better on w, worse on l"
     return scores + [
         _Section(title, cards, [(name, [_difference_cell(results, name, first, card)
                                         for card in cards]) for name in others])
-        for title, cards in ((minus, plain), (f"the same {scaled}", corrected))]
+        for title, cards in ((minus, plain), (f"the same {scaled}", corrected)) if cards]
 
 
 def _score_cell(results: Results, system: str, card: Metric) -> _Cell:
@@ -103,8 +104,11 @@ def _notes(results: Results, bold: bool = True) -> list[str]:
     cells = [cell for section in _sections(results) for _, row in section.rows for cell in row]
     if bold and any(cell.best for cell in cells):
         notes.append("bold: better than every other row, no paired 95 % interval has a 0 in it")
-    if np.isinf(results.values).any():
-        notes.append("inf (k of n): k outputs equal their reference")
+    for k, card in enumerate(results.metrics):
+        if np.isinf(results.values[..., k]).any():
+            notes.append(f"{card.title} inf (k of n): on k pictures {card.infinite}")
+    for key, reason in results.info.get("not_computed", {}).items():
+        notes.append(f"{key} is not computed: {reason}")
     return notes
 
 
@@ -179,7 +183,7 @@ def escape_latex(text: str) -> str:
 
 
 def _latex_heading(card: Metric) -> str:
-    arrow = r"$\uparrow$" if card.better == "up" else r"$\downarrow$"
+    arrow = {"up": r"$\uparrow$", "down": r"$\downarrow$", "one": r"$\to 1$"}[card.better]
     return " ".join(filter(None, (escape_latex(card.title), escape_latex(card.unit), arrow)))
 
 
@@ -266,15 +270,16 @@ class Pictures:
       Low-light pictures, references and baselines are there to be looked at: JPEG, quality 95.
 
     Attributes:
-      labels: "low", the systems, "reference"; what "identity" returns is not written again, its
-        files are those of "low".
+      labels: "low", the systems, "reference" if there are references; what "identity" returns is
+        not written again, its files are those of "low".
       names: the pictures' names.
       sizes: [i] is (width, height) in px.
     """
 
-    def __init__(self, out: str, names: Sequence[str], systems: Sequence[str]):
+    def __init__(self, out: str, names: Sequence[str], systems: Sequence[str],
+                 references: bool = True):
         self.out, self.names = out, list(names)
-        self.labels = [LOW, *systems, REFERENCE]
+        self.labels = [LOW, *systems, *([REFERENCE] if references else [])]
         self.sizes: list[tuple[int, int]] = [(0, 0)] * len(self.names)
         written = [label for label in self.labels if label != "identity"]
         self._folders = dict(zip(written, _file_names(["thumbnails", *written])[1:], strict=True))
@@ -431,7 +436,8 @@ def _html_tables(results: Results) -> str:
 
 
 def _html_heading(card: Metric) -> str:
-    arrow, word = ("\u2191", "higher") if card.better == "up" else ("\u2193", "lower")
+    arrow, word = {"up": ("\u2191", "higher"), "down": ("\u2193", "lower"),
+                   "one": ("\u21921", "nearer to 1")}[card.better]
     name = " ".join(filter(None, (card.title, card.unit)))
     return f'{escape(name)} <abbr title="{word} is better">{arrow}</abbr>'
 
