@@ -14,6 +14,7 @@ from PIL import Image
 
 from lljax.errors import InputError
 from lljax.evaluation import report
+from lljax.evaluation.baselines import BASELINES
 from lljax.evaluation.evaluate import (
     Results,
     difference,
@@ -129,7 +130,7 @@ def test_hostile_names_are_text(written):
         assert name in page.text, name
     assert page.data["names"] == HOSTILE == results.names
     assert page.data["systems"] == results.systems == [
-        SYSTEM, "dim", "identity", "gamma 0.4", "gamma 0.5"]
+        SYSTEM, "dim", *BASELINES]
 
 
 def test_the_numbers_are_those_of_the_files(written):
@@ -333,7 +334,8 @@ def test_latex_is_escaped_and_whole(written):
     assert bare.count("{") == bare.count("}") and bare.count("$") % 2 == 0
     assert "#" not in bare and "~" not in bare
     body = re.findall(r"^.* \\\\$", text, re.M)
-    assert len(body) == 4 + 2 * 5 + 2 * 4
+    rows = len(results.systems)
+    assert len(body) == 4 + 2 * rows + 2 * (rows - 1)
     assert {re.sub(r"\\[&%$#_{}]", "", line).count("&") for line in body} == {3}
     assert [line for line in text.split("\n") if line.startswith("%")] == [
         r"% \usepackage{booktabs}"]
@@ -345,7 +347,7 @@ def test_latex_is_escaped_and_whole(written):
 def test_several_models_are_rows_of_one_table(written):
     _, results, _ = written
     paired = json.loads(to_json(results))["paired"]
-    assert set(paired["systems"]) == {"dim", "identity", "gamma 0.4", "gamma 0.5"}
+    assert set(paired["systems"]) == {"dim", *BASELINES}
     text = report.table(results)
     lines = [line for line in text.split("\n") if line.startswith("dim ")]
     assert len(lines) == 4 and lines[2].count("/") == 3

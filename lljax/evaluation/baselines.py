@@ -63,12 +63,13 @@ def _clahe(plane: np.ndarray, tiles: int, clip: float) -> np.ndarray:
     np.add.at(counts, (np.arange(tiles**2)[:, None], blocks), 1)
     counts = _clipped(counts, max(1, int(clip * rows * columns / 256)))
     tables = np.rint(counts.cumsum(1) * np.float32(255 / (rows * columns))).clip(0, 255)
-    tables = tables.reshape(tiles, tiles, 256)
+    tables = tables.astype(np.float32).reshape(tiles, tiles, 256)
 
     def between(size: int, side: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        at = np.arange(size) / side - 0.5  # in tiles from the middle of the first
+        # In tiles from the middle of the first; 32 bits, or ties would round unlike OpenCV's.
+        at = np.arange(size, dtype=np.float32) * np.float32(1 / side) - np.float32(0.5)
         first = np.floor(at).astype(int)
-        return first.clip(0), (first + 1).clip(None, tiles - 1), at - first
+        return first.clip(0), (first + 1).clip(None, tiles - 1), at - np.float32(first)
 
     top, bottom, down = between(height, rows)
     left, right_, along = between(width, columns)
