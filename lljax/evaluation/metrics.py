@@ -54,7 +54,7 @@ class Metric:
       needs: what the output is compared with: "reference", "low" (the input) or "" (nothing).
       function: (enhanced, reference, low), uint8 [H, W, 3] each -> float; never NaN. Where `needs`
         is not "reference", the reference may be None. Raises InputError.
-      infinite: when the value is infinite; "" if it never is.
+      infinite: what k infinite values say, for notes; "" if none ever is.
     """
 
     key: str
@@ -365,7 +365,7 @@ def _full_reference(protocol: Protocol, key: str, title: str, unit: str, better:
                     tag: str, digits: int, side: int,
                     compute: Callable[[np.ndarray, np.ndarray], float]) -> list[Metric]:
     """The cards of a metric on float64 pictures of 0 to 255: as it is, and after gt-mean."""
-    infinite = "the output equals its reference" if unit == "dB" else ""
+    infinite = "k outputs equal their reference" if unit == "dB" else ""
 
     def plain(enhanced, reference, low):
         check(enhanced, reference, (side, side), title)
@@ -444,7 +444,7 @@ def cards(protocol: str = DEFAULT_PROTOCOL, files: Files = Files(),
         _other("brightness", "Brightness ratio", "", "one", psnr_range, "grey, BT.601",
                "numpy, mean(a) / mean(b)", 1e-9, "grey601,u8,to-reference", 3, (1, 1),
                "reference", lambda e, r, _: appearance.brightness(e, r),
-               "the reference is black"),
+               "k references are black"),
         _cast(references),
         _other("loe", "LOE", "", "down", psnr_range, "largest of R, G, B",
                "Wang et al. 2013, pixel by pixel", 1e-9, "max,u8,cubic50,to-low", 1, (1, 1), "low",
@@ -459,7 +459,7 @@ def cards(protocol: str = DEFAULT_PROTOCOL, files: Files = Files(),
             "niqe", "NIQE", "", "down", psnr_range, "luma, BT.601, 16 to 235, rounded",
             "BasicSR calculate_niqe, convert_to='y', MATLAB's imresize", 1e-3,
             "y601,u8,b96,authors", 3, (blind.BLOCK, 2 * blind.BLOCK), "", lambda e, _, __: niqe(e),
-            "the output has no two blocks of 96 px with texture"))
+            "k outputs lack two blocks of 96 px with texture"))
     if files.brisque:
         brisque = blind.Brisque(*files.brisque)
         made.append(_other(

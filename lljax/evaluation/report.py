@@ -104,9 +104,10 @@ def _notes(results: Results, bold: bool = True) -> list[str]:
     cells = [cell for section in _sections(results) for _, row in section.rows for cell in row]
     if bold and any(cell.best for cell in cells):
         notes.append("bold: better than every other row, no paired 95 % interval has a 0 in it")
-    for k, card in enumerate(results.metrics):
-        if np.isinf(results.values[..., k]).any():
-            notes.append(f"{card.title} inf (k of n): on k pictures {card.infinite}")
+    infinite = dict.fromkeys(card.infinite for k, card in enumerate(results.metrics)
+                             if np.isinf(results.values[..., k]).any())
+    if infinite:
+        notes.append(f"inf (k of n): {' or '.join(infinite)}")
     for key, reason in results.info.get("not_computed", {}).items():
         notes.append(f"{key} is not computed: {reason}")
     return notes
