@@ -1,6 +1,7 @@
 """Metrics against values from named programs, and what they refuse."""
 
 import math
+import pathlib
 
 import dm_pix
 import numpy as np
@@ -81,6 +82,13 @@ def test_protocols_say_what_they_do():
                 assert same == (values[name] == pytest.approx(values["lljax"], abs=1e-9)), key
         if not (key.endswith("_gtm") or key == "ssim"):
             assert len(set(strings.values())) == 1
+
+
+def test_ssim_of_grey_is_skimage_s(pair):
+    grey = [np.floor(p @ [0.299, 0.587, 0.114] + 0.5).astype(np.uint8) for p in pair]
+    expected = structural_similarity(*grey, gaussian_weights=True, sigma=1.5,
+                                     use_sample_covariance=False, data_range=255)
+    assert score(CARDS["ssim_grey"], *pair) == pytest.approx(expected, abs=1e-10)
 
 
 def test_skimage_default_is_skimage_s(pair):
@@ -314,3 +322,14 @@ def test_recorded_values_of_basicsr_on_whole_pictures(shared):
         scored += 1
     if not scored:
         pytest.skip("the pictures of the recorded pairs are not here")
+
+
+def test_the_docs_have_every_card():
+    page = (pathlib.Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+    for name, protocol in PROTOCOLS.items():
+        assert f"| `{name}`" in page and f"`{protocol.gt_mean_tag}`" in page
+        assert f"`{cards(name)['ssim'].protocol}`" in page
+    for card in [*CARDS.values(), *cards(references=False).values()]:
+        assert card.gt_mean or f"`{card.protocol}`" in page, card.key
+    for key in metrics.KNOWN:
+        assert f"| `{key.removesuffix('_gtm')}` |" in page, key

@@ -430,7 +430,7 @@ def cards(protocol: str = DEFAULT_PROTOCOL, files: Files = Files(),
             "BasicSR calculate_ssim, test_y_channel=True", 1e-5, f"y601,{_G11_TAG}", 4, WINDOW,
             _of_luma(_ssim_plane)),
         *of("ssim_grey", "SSIM-grey", "", "up", ssim_range, "grey, BT.601, rounded",
-            "MATLAB ssim of rgb2gray", 1e-4, f"grey601,{_G11_TAG}", 4, WINDOW,
+            _FIVE.replace("channel_axis=2, ", ""), 1e-5, f"grey601,{_G11_TAG}", 4, WINDOW,
             _of_grey(_ssim_plane)),
     ]
     for net, given in (("alex", files.lpips_alex), ("vgg", files.lpips_vgg)):
@@ -478,10 +478,11 @@ def _cast(references: bool) -> Metric:
         lambda enhanced, reference, _: appearance.cast(enhanced, reference if references else None))
 
 
-METRICS: dict[str, Metric] = {key: cards()[key] for key in DEFAULT}
+_NO_FILES = cards()
+METRICS: dict[str, Metric] = {key: _NO_FILES[key] for key in DEFAULT}
 """The columns of a table unless others are asked for."""
 
-KNOWN = (*cards(), *(f"lpips_{net}{end}" for net in ("alex", "vgg") for end in ("", "_gtm")),
+KNOWN = (*_NO_FILES, *(f"lpips_{net}{end}" for net in ("alex", "vgg") for end in ("", "_gtm")),
          "niqe", "brisque")
 WITHOUT_REFERENCES = (*cards(references=False), "niqe", "brisque")
 
