@@ -256,6 +256,8 @@ BAD_FLAGS = [
     (["--source", "demo", "--limit=-2"], "--limit is -2"),
     (["--source", "demo", "--split", "tests"], 'Did you mean "test"'),
     (["--source", "par"], 'Did you mean "pairs"'),
+    (["--source", "foldr"], 'Did you mean "folder"'),
+    (["--low", "x"], "--source folder to score without references"),
     (["--source", "demo", "--average", "bth"], 'Did you mean "both"'),
     (["--weights", "x.safetensors", "--average", "both"], "holds one set of parameters"),
     (["--source", "demo", "--low", "x"], "go with --source pairs"),

@@ -544,6 +544,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 def _data(args: argparse.Namespace) -> tuple[str, str | None, str | None]:
     """(source, low, high): from the flags, or as the workdirs' trainings were evaluated."""
     if args.source or args.low or args.high:
+        if args.low and not (args.high or args.source):
+            raise InputError("--low alone: give --high DIR too, or --source folder to score "
+                             "without references")
         source = args.source or "pairs"
         if source not in ("pairs", "folder") and (args.low or args.high):
             raise InputError(f"--low and --high go with --source pairs, or --low alone with "
@@ -632,6 +635,9 @@ def main(argv: Sequence[str]) -> int:
     from lljax.inference import enhancer
 
     parallel.keep_programs()
+    for name in source.split("+"):
+        if name not in ("folder", *sources.WITH_REFERENCES):
+            raise unknown("source", name, ("folder", *sources.WITH_REFERENCES))
     references = source != "folder"
     cards, left_out = choose(
         _names(args.metrics), args.protocol,
