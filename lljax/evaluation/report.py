@@ -103,8 +103,9 @@ def _content(results: Results) -> Content:
         notes.append("inf (k of n): k outputs equal their reference")
     if others:
         notes.append("p is two-sided and not corrected for the "
-                     f"{len(others) * len(results.metrics)} comparisons made here; below 6 "
-                     "pictures it cannot be under 0.05")
+                     f"{len(others) * len(results.metrics)} comparisons made here")
+        if len(results.names) < 6:
+            notes.append("with fewer than 6 pictures p cannot be under 0.05")
     sections = [section for section in scores + differences if section.cards]
     return Content(_caption(results), sections, notes)
 

@@ -7,6 +7,7 @@ import contextlib
 import datetime
 import json
 import os
+import secrets
 import shlex
 import sys
 import time
@@ -114,14 +115,13 @@ def _wandb_run(config: ConfigDict, workdir: str) -> Any:
     wandb = _wandb(config)
     name = os.path.basename(os.path.abspath(workdir))
     identity = os.path.join(workdir, "wandb_id.txt")
-    if not os.path.exists(identity):
-        with open(identity, "w", encoding="utf-8") as file:
-            file.write(wandb.util.generate_id())
-    with open(identity, encoding="utf-8") as file:
-        run_id = file.read().strip()
+    run_id = secrets.token_hex(4)
+    if os.path.exists(identity):
+        with open(identity, encoding="utf-8") as file:
+            run_id = file.read().strip()
     resume = {"resume": "allow"} if config.log.wandb == "online" else {}
     try:
-        return wandb.init(
+        run = wandb.init(
             mode=config.log.wandb, project=config.log.project, group=config.log.group or None,
             name=name, id=run_id, dir=workdir, config=config.to_dict(), **resume,
             reinit="create_new",  # an ablation has several runs open
@@ -131,6 +131,9 @@ def _wandb_run(config: ConfigDict, workdir: str) -> Any:
         raise InputError(f"config.log.wandb is {config.log.wandb}, but Weights & Biases cannot be "
                          f"used: {reason}; log in with `wandb login`, or take offline and `wandb "
                          "sync` it later") from error
+    with open(identity, "w", encoding="utf-8") as file:
+        file.write(run_id)
+    return run
 
 
 class Log:
