@@ -526,8 +526,7 @@ def evaluate(systems: Mapping[str, System], annotated: Annotations, detector: De
         "versions": versions(), "date": datetime.now(UTC).isoformat(timespec="seconds")})
     if out is not None:
         write(results, out)
-        with report.writing(out):
-            report.write_png(os.path.join(out, "detections.png"), sheet.drawn())
+        sheet.write(out)
     return results
 
 
@@ -629,13 +628,19 @@ class _Sheet:
         scale = small.width / picture.shape[1]
         draw = ImageDraw.Draw(small)
         surest = np.argsort(-found.scores, kind="stable")[:len(record.boxes)]
-        for boxes, colour in ((record.boxes, (60, 220, 60)), (found.boxes[surest], (255, 60, 60))):
+        # around the objects, so that a box of equal size does not hide them
+        for boxes, colour, gap in ((record.boxes, (60, 220, 60), 2),
+                                   (found.boxes[surest], (255, 60, 60), 0)):
             for left, top, width, height in boxes * scale:
-                draw.rectangle((left, top, left + width, top + height), outline=colour)
+                draw.rectangle((left - gap, top - gap, left + width + gap, top + height + gap),
+                               outline=colour)
         self._columns[name].append(np.asarray(small))
 
-    def drawn(self) -> np.ndarray:
-        return report.contact_sheet(self._columns)
+    def write(self, out: str) -> None:
+        if any(self._columns.values()):  # else none of those to be shown could be read
+            with report.writing(out):
+                report.write_png(os.path.join(out, "detections.png"),
+                                 report.contact_sheet(self._columns))
 
 
 # What is written.
