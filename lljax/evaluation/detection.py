@@ -251,7 +251,7 @@ def yunet(path: str) -> Detector:
         import cv2
         create = cv2.FaceDetectorYN.create
     except (ImportError, AttributeError) as error:
-        raise InputError(f"--detector {path} needs OpenCV 4.8 or later: pip install "
+        raise InputError(f"--detector {path} needs OpenCV 4.10 or later: pip install "
                          "'lljax[detect]'") from error
     if not os.path.isfile(path):
         raise InputError(f"--detector {path}: no such file; a model of YuNet is "

@@ -105,7 +105,7 @@ def separate(chosen: Sequence[Chosen], pairs: Sequence[Mapping[str, Any]],
 
     Args:
       chosen: checkpoints; those of the rule "last" need no check.
-      pairs: to be scored, [i] gives {"name", "low", "high"}.
+      pairs: to be scored, [i] gives {"name", "low", "high"}, or without "high".
       limit: only the first so many of `pairs`; 0 for all.
 
     Returns:
@@ -150,12 +150,12 @@ def _digests_of(validation: ConfigDict) -> set[bytes] | str:
 
 
 def _digests(pairs: Sequence[Mapping[str, Any]], limit: int) -> dict[str, set[bytes]]:
-    """Digests of both pictures of every pair, by name."""
+    """Digests of a pair's pictures, by name."""
     found = {}
     for i in range(min(limit or len(pairs), len(pairs))):
         pair = pairs[i]
         found[pair["name"]] = {check.facts(pair["name"], pair[role]).exact
-                               for role in ("low", "high")}
+                               for role in ("low", "high") if role in pair}
     return found
 
 
