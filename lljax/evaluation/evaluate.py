@@ -20,6 +20,7 @@ import os
 import platform
 import re
 import shlex
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -29,7 +30,6 @@ import numpy as np
 import scipy.stats
 from tqdm import tqdm
 
-from lljax import images
 from lljax.errors import InputError, unknown
 from lljax.evaluation import report
 from lljax.evaluation.baselines import BASELINES
@@ -84,6 +84,7 @@ class Difference:
         with both of its values; None below two pictures or where `mean` is None.
       n: pictures.
       wins: pictures on which the system is better; `losses` and `ties` are the others.
+      p: of the Wilcoxon signed-rank test, see `signed_rank`; None if all pictures tie.
     """
 
     mean: float | None
@@ -92,6 +93,7 @@ class Difference:
     wins: int
     losses: int
     ties: int
+    p: float | None
 
 
 @dataclass
@@ -239,7 +241,28 @@ def difference(a: np.ndarray, b: np.ndarray, up: bool | None = True) -> Differen
     wins, losses = (lower, higher) if up is False else (higher, lower)
     return Difference(mean=float((a - b).mean()) if finite else None,
                       ci95=interval(a - b) if finite else None, n=len(a), wins=wins,
-                      losses=losses, ties=len(a) - wins - losses)
+                      losses=losses, ties=len(a) - wins - losses, p=signed_rank(a, b))
+
+
+def signed_rank(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Two-sided p of the Wilcoxon signed-rank test of a - b; None if all pictures tie.
+
+    How likely the ranks of the differences would be so one-sided if each picture's difference were
+    as likely to have the other sign. It uses the differences' order alone, so an infinite PSNR is
+    a largest difference (two of them are a tie) and one outlier decides nothing. Ties are left
+    out. Exact up to 50 pictures without equal differences, else by the normal approximation. It is
+    not corrected for the number of comparisons. Below 6 pictures it cannot be under 0.05, whatever
+    they show.
+
+    Args:
+      a: values of the system, [n].
+      b: values of what it is compared with, on the same pictures, [n].
+    """
+    changed = a != b  # inf - inf has no value
+    differences = a[changed] - b[changed]
+    if not len(differences):
+        return None
+    return float(scipy.stats.wilcoxon(differences).pvalue)
 
 
 def evaluate(systems: Mapping[str, System], pairs: Sequence[Mapping[str, Any]], *,
@@ -399,7 +422,8 @@ def to_json(results: Results) -> str:
     """The summary as JSON: {"systems": {system: {metric: {...}}}, "paired": {...}, ...}.
 
     "paired" compares every other row with the first: {"against": the first row's name,
-    "systems": {system: {metric: its value minus the first row's, see `Difference`}}}.
+    "systems": {system: {metric: its value minus the first row's, see `Difference`}}}. "p" is not
+    corrected for the number of comparisons.
 
     JSON has no infinity: an infinite mean is the string "inf" (`float("inf")` reads it), and its
     sd and ci95 are null. There is never a NaN.
@@ -439,14 +463,10 @@ def write(results: Results, out: str) -> None:
     Raises:
       InputError: the folder cannot be made or written to.
     """
-    with report.writing(out):
-        os.makedirs(out, exist_ok=True)
-        for name, text in (("per_image.csv", to_csv(results)), ("results.json", to_json(results)),
-                           ("results.md", report.markdown(results) + "\n"),
-                           ("results.tex", report.latex(results) + "\n")):
-            with images.atomic(os.path.join(out, name)) as file:
-                # A file name need not be UTF-8.
-                file.write(text.encode("utf-8", "backslashreplace"))
+    report.write_texts(out, {
+        "per_image.csv": to_csv(results), "results.json": to_json(results),
+        "results.md": report.markdown(results) + "\n",
+        "results.tex": report.latex(results) + "\n"})
 
 
 class _Row(NamedTuple):
@@ -457,6 +477,7 @@ class _Row(NamedTuple):
     averaged: bool
 
 
+_SELECT = ("last", "val")  # which checkpoint of a training
 _AVERAGES = {"on": (True,), "off": (False,), "both": (True, False)}
 
 
@@ -481,7 +502,10 @@ def _parser() -> _Parser:
     add("--average", default="on", metavar="on|off|both",
         help="trainings that keep an average of their parameters (ema): score it (default), the "
         "parameters of the last step, or both in rows of their own")
-    add("--metrics", default="", metavar="NAME[,...]", help="columns: all, default, or of "
+    add("--select", default="last", metavar="last|val", help="trainings: score the newest "
+        "checkpoint (default), or the best by the training's own evaluations on config.eval's "
+        "pictures, which must then be others than those scored here")
+    add("--metrics", metavar="NAME[,...]", help="columns: all, default, or of "
         f"{', '.join(KNOWN)} (default: PSNR, SSIM and MAE, and those whose files are given)")
     add("--protocol", default=DEFAULT_PROTOCOL, metavar="NAME", help="how PSNR, SSIM and the "
         "gt-mean columns are computed: " + "; ".join(
@@ -506,6 +530,11 @@ def _parser() -> _Parser:
         "else ./eval_<source>)")
     add("--report", metavar="DIR", help="write everything into DIR, with report.html (opens "
         "offline) and all pictures")
+    add("--detector", metavar="FILE.onnx|MODULE:FUNCTION", help="score what a detector finds in "
+        "the pictures of --low, before and after, in place of the pictures: a model of YuNet, or a "
+        "function uint8 [H, W, 3] -> boxes [n, 4] (left, top, width, height), scores [n]")
+    add("--labels", metavar="DIR", help="--detector: folder of DARK FACE or ExDark label files")
+    add("--classes", metavar="NAME[,...]", help="--detector: classes to look for (default: all)")
     return parser
 
 
@@ -518,6 +547,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         raise unknown("flag", rest[0].split("=")[0], known)
     if rest:
         raise InputError(f"unexpected argument {rest[0]!r}; flags are written --name VALUE")
+    _check_detector(args)
     if not (args.workdir or args.weights or args.source or args.low or args.high):
         raise InputError("give what to evaluate: --workdir W or --weights FILE (and on what: "
                          "--low DIR --high DIR); --help shows all flags")
@@ -532,6 +562,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.average != "on" and not args.workdir:
         raise InputError(f"--average {args.average} is about trainings: give --workdir W (a "
                          "weights file holds one set of parameters)")
+    if args.select not in _SELECT:
+        raise unknown("--select", args.select, _SELECT)
+    if args.select != "last" and not args.workdir:
+        raise InputError(f"--select {args.select} is about trainings: give --workdir W (a weights "
+                         "file holds one step)")
     if args.split not in ("train", "test"):
         raise unknown("split", args.split, ("train", "test"))
     if args.out is not None and args.report is not None:
@@ -539,6 +574,22 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.limit < 0:
         raise InputError(f"--limit is {args.limit}; give the number of pictures, or 0 for all")
     return args
+
+
+def _check_detector(args: argparse.Namespace) -> None:
+    """Refuses flags that do not go with a detector, or not without one."""
+    if args.detector is None:
+        if args.labels is not None or args.classes is not None:
+            raise InputError("--labels and --classes go with --detector")
+        return
+    for flag in ("source", "high", "report", "metrics", "niqe", "lpips-alex", "lpips-vgg",
+                 "brisque"):
+        if getattr(args, flag.replace("-", "_")) is not None:
+            raise InputError(f"--{flag} does not go with --detector, which takes --low DIR "
+                             "(pictures), --labels DIR and --out DIR")
+    if not (args.low and args.labels):
+        raise InputError("--detector looks for what label files say is there: give --low DIR "
+                         "(pictures) and --labels DIR")
 
 
 def _data(args: argparse.Namespace) -> tuple[str, str | None, str | None]:
@@ -602,6 +653,22 @@ def _variants(models: Mapping[str, str], args: argparse.Namespace) -> dict[str, 
     return rows
 
 
+def _checkpoints(models: Mapping[str, str], args: argparse.Namespace,
+                 pairs: Sequence[Mapping[str, Any]] = ()) -> dict[str, dict[str, Any]]:
+    """Name of a training -> the step that is scored, and what chose it."""
+    if not args.workdir:
+        return {}
+    from lljax.evaluation import selection  # Orbax is slow to import
+
+    chosen = {name: selection.choose(path, args.select) for name, path in models.items()
+              if path in args.workdir}
+    shared = selection.separate(list(chosen.values()), pairs, args.limit)
+    for workdir, found in shared.items():
+        if found != "none":
+            print(f"note: whether {workdir} is scored on pictures that chose its step is {found}")
+    return selection.facts(chosen, shared)
+
+
 def _label(source: str, split: str, low: str | None, high: str | None) -> str:
     """A short name of the data, for a folder: eval15 for LOL/eval15/low and LOL/eval15/high."""
     if source not in ("pairs", "folder"):
@@ -615,6 +682,55 @@ def _names(text: str) -> list[str]:
     return [part.strip() for part in text.split(",") if part.strip()]
 
 
+def _systems(models: Mapping[str, str], rows: Mapping[str, _Row], args: argparse.Namespace,
+             checkpoints: Mapping[str, Mapping[str, Any]]) -> dict[str, System]:
+    from lljax import parallel
+    from lljax.inference import enhancer
+
+    parallel.keep_programs()
+    steps = {models[name]: found["step"] for name, found in checkpoints.items()}
+    return {name: enhancer.load(row.path, args.seed, row.settings, row.averaged,
+                                step=steps.get(row.path)) for name, row in rows.items()}
+
+
+def _info(models: Mapping[str, str], rows: Mapping[str, _Row], args: argparse.Namespace,
+          checkpoints: Mapping[str, Any], source: str, argv: Sequence[str]) -> dict[str, Any]:
+    """What results.json says beside the scores."""
+    info = {"source": source, "seed": args.seed, "models": models}
+    if checkpoints:
+        info["checkpoints"] = checkpoints
+    if args.settings:  # apart: who looks a model's row up in "models" wants it as it was trained
+        info["settings"] = {name: ", ".join(row.settings) for name, row in rows.items()
+                            if row.settings}
+    return {**info, "command": shlex.join(argv)}
+
+
+def _detect(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Scores a detector before and after; the exit code is 1 if pictures had to be left out."""
+    from lljax.evaluation import detection
+
+    detector = detection.load(args.detector)
+    wanted = [name for name in (args.classes or "").split(",") if name]
+    annotated = detection.annotations(args.low, args.labels, wanted)
+    for note in annotated.notes:
+        print(f"note: {note}")
+    models = _row_names([*args.workdir, *args.weights])
+    rows, checkpoints = _variants(models, args), _checkpoints(models, args)
+    single = args.workdir[0] if len(args.workdir) == 1 and not args.weights else ""
+    out = args.out or os.path.join(
+        single, f"detect_{os.path.basename(os.path.abspath(args.low))}")
+    info = _info(models, rows, args, checkpoints, args.low, argv)
+    results = detection.evaluate(
+        _systems(models, rows, args, checkpoints), annotated, detector, out=out, limit=args.limit,
+        progress=True, info={**info, "detector": args.detector, "labels": args.labels})
+    for line in detection.lines(results.left_out):
+        print(f"error: left out: {line}", file=sys.stderr)
+    print(detection.table(results))
+    print("\nwrote results.json, results.md, results.tex, per_image.csv and detections.png to "
+          f"{out}")
+    return 1 if results.left_out else 0
+
+
 def main(argv: Sequence[str]) -> int:
     """The command `evaluate.py`.
 
@@ -622,46 +738,41 @@ def main(argv: Sequence[str]) -> int:
       argv: the command line, program name first.
 
     Returns:
-      The exit code, 0.
+      The exit code: 0, or 1 if a detector was scored without some of the pictures.
 
     Raises:
       InputError: see `evaluate`, and flags that make no sense.
     """
     args = _parse(argv[1:])
+    if args.detector:
+        return _detect(args, argv)
     models = _row_names([*args.workdir, *args.weights])
     source, low, high = _data(args)
-    from lljax import parallel  # after the flags: a typing error should not cost the import
-    from lljax.data import sources
-    from lljax.inference import enhancer
+    from lljax.data import sources  # after the flags: a typing error should not cost the import
 
-    parallel.keep_programs()
     for name in source.split("+"):
         if name not in ("folder", *sources.WITH_REFERENCES):
             raise unknown("source", name, ("folder", *sources.WITH_REFERENCES))
     references = source != "folder"
     cards, left_out = choose(
-        _names(args.metrics), args.protocol,
+        _names(args.metrics or ""), args.protocol,
         Files(args.niqe, args.lpips_alex, args.lpips_vgg, args.brisque), references)
     pairs = (sources.open(source, split=args.split, low=low, high=high) if references else
              sources.Pairs(sources.open_tables(source, low=low, high=high)[0]))
     label = _label(source, args.split, low, high)
-    rows = _variants(models, args)
-    systems = {name: enhancer.load(row.path, args.seed, row.settings, row.averaged)
-               for name, row in rows.items()}
+    rows, checkpoints = _variants(models, args), _checkpoints(models, args, pairs)
+    systems = _systems(models, rows, args, checkpoints)
     single = args.workdir[0] if len(args.workdir) == 1 and not args.weights else ""
     out = args.report or args.out or os.path.join(single, f"eval_{label}")
     described = {"pairs": f"{low} and {high}", "folder": low}.get(
         source, f"{source} ({args.split})")
-    info = {"source": described, "seed": args.seed, "models": models, "protocol": args.protocol}
+    info = {**_info(models, rows, args, checkpoints, described, argv), "protocol": args.protocol}
     if left_out:
         info["not_computed"] = left_out
-    if args.settings:  # apart: who looks a model's row up in "models" wants it as it was trained
-        info["settings"] = {name: ", ".join(row.settings) for name, row in rows.items()
-                            if row.settings}
     results = evaluate(
         systems, pairs, out=out, with_report=bool(args.report), limit=args.limit, progress=True,
         baselines=({"all": True, "none": False}.get(args.baselines, _names(args.baselines))),
-        metrics=cards, info={**info, "command": shlex.join(argv)})
+        metrics=cards, info=info)
     print(report.table(results))
     more = "report.html, pictures/, " if args.report else ""
     print(f"\nwrote {more}results.json, results.md, results.tex, per_image.csv and "
