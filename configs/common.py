@@ -43,6 +43,9 @@ def get_config(method: str, nets: tuple[str, ...]) -> ConfigDict:
         every=10,  # steps between lines of progress and metrics.jsonl
         samples_every=0,  # steps between before/after grids in samples/; 0 = at the end only
         samples=4,  # pictures in the grid, from config.eval's source
+        wandb="",  # Weights & Biases beside TensorBoard: "" = off | online | offline (sync later)
+        project="lljax",  # of Weights & Biases
+        group="",  # of Weights & Biases: runs that are shown together, e.g. an ablation's
     ))
     config.checkpoint = ConfigDict(dict(
         every=1000,  # steps between checkpoints; one is always written at the end of a phase

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -75,6 +77,11 @@ class Checkpoints:
         """Step of the newest checkpoint, None if there is none."""
         return self._manager.latest_step()
 
+    def scores(self) -> dict[int, dict[str, float]]:
+        """The validation's metrics by step, of the checkpoints that were saved with them."""
+        found = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
+        return {step: dict(metrics) for step, metrics in found.items() if metrics}
+
     def save(self, state: Any, config: ConfigDict, phase: str,
              metrics: dict[str, float] | None = None) -> None:
         """Writes a checkpoint at `state.step` in the background.
@@ -136,12 +143,14 @@ class Checkpoints:
             ) from error
 
 
-def load_nets(workdir: str, averaged: bool = True) -> tuple[ConfigDict, dict[str, Any]]:
-    """The networks of a training's newest checkpoint.
+def load_nets(workdir: str, averaged: bool = True,
+              step: int | None = None) -> tuple[ConfigDict, dict[str, Any]]:
+    """The networks of a training's checkpoint.
 
     Args:
       workdir: of the training.
       averaged: whether to take averaged parameters where there are any, or those of the last step.
+      step: of the checkpoint; None for the newest.
 
     Returns:
       (config, {network: variables}).
@@ -149,15 +158,26 @@ def load_nets(workdir: str, averaged: bool = True) -> tuple[ConfigDict, dict[str
     Raises:
       InputError: no such folder, it has no checkpoint, or no averages that could be left out.
     """
-    if not os.path.isdir(os.path.join(workdir, "checkpoints")):
-        raise InputError(f"{workdir!r} is not the workdir of a training: it has no checkpoints/")
-    with Checkpoints(workdir, read_only=True) as saved:
-        step = saved.latest()
-        if step is None:
-            raise InputError(f"{workdir!r} has no complete checkpoint yet")
+    with opened(workdir) as saved:
+        step = saved.latest() if step is None else step
         meta, state = saved.meta(step), saved.raw(step)
     if not (averaged or state["ema"]):
         raise InputError(f"{workdir!r} keeps no averages of its parameters (ema is 0.0 in all of "
                          "config.phase): there is nothing to leave out")
     state = method_lib.State(**{**state, "opt": {}})
     return meta["config"], state.averaged() if averaged else state.nets
+
+
+@contextlib.contextmanager
+def opened(workdir: str) -> Iterator[Checkpoints]:
+    """The checkpoints of a training, to be read; there is at least one.
+
+    Raises:
+      InputError: no such folder, or it has no checkpoint.
+    """
+    if not os.path.isdir(os.path.join(workdir, "checkpoints")):
+        raise InputError(f"{workdir!r} is not the workdir of a training: it has no checkpoints/")
+    with Checkpoints(workdir, read_only=True) as saved:
+        if saved.latest() is None:
+            raise InputError(f"{workdir!r} has no complete checkpoint yet")
+        yield saved

@@ -15,6 +15,7 @@ from PIL import Image
 import lljax
 from lljax import checkpoint
 from lljax.data import demo
+from lljax.evaluation.baselines import BASELINES
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -47,7 +48,7 @@ def test_evaluate_from_the_workdir_alone(trained):
     folder = workdir / "eval_demo_test"
     assert str(folder) in out
     results = json.loads((folder / "results.json").read_text())
-    assert list(results["systems"]) == [workdir.name, "identity", "gamma 0.4", "gamma 0.5"]
+    assert list(results["systems"]) == [workdir.name, *BASELINES]
     assert results["systems"][workdir.name]["psnr"]["n"] == 2
     with Image.open(folder / "contact_sheet.png") as sheet:
         assert sheet.width > 900 and sheet.height > 400

@@ -1,6 +1,7 @@
 """Metrics against values from named programs, and what they refuse."""
 
 import math
+import pathlib
 
 import dm_pix
 import numpy as np
@@ -9,8 +10,9 @@ from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from lljax.errors import InputError
 from lljax.evaluation import metrics
-from lljax.evaluation.baselines import BASELINES
-from lljax.evaluation.metrics import METRICS
+from lljax.evaluation.metrics import METRICS, PROTOCOLS, Files, cards, choose
+
+CARDS = cards()
 
 
 def golden_pair():
@@ -52,19 +54,78 @@ def pair(request):
     return [picture.astype(np.uint8) for picture in pictures(request.param)]
 
 
-@pytest.mark.parametrize("key, expected, tolerance", [
-    ("psnr", 16.754946, 1e-6), ("ssim", 0.883126, 1e-6), ("psnr_gtm", 30.441784, 1e-6)])
-def test_golden_pair(key, expected, tolerance):
-    assert METRICS[key].function(*golden_pair()) == pytest.approx(expected, abs=tolerance)
+def score(card, enhanced, reference):
+    """A metric of a pair; the input, where it counts, is the reference darkened."""
+    return card.function(enhanced, reference, (reference // 3).astype(np.uint8)
+                         if isinstance(reference, np.ndarray) else reference)
 
 
-def test_golden_pair_is_not_another_protocol():
-    # skimage's default window, grey SSIM, and gt-mean with swapped or equal channel weights
-    enhanced, reference = golden_pair()
-    assert abs(metrics.ssim(enhanced, reference) - 0.888270) > 1e-3
-    assert abs(metrics.ssim(enhanced, reference) - 0.8806) > 1e-3
-    for other in (30.472537, 30.578209, 30.577841):
-        assert abs(metrics.psnr_gt_mean(enhanced, reference) - other) > 1e-2
+@pytest.mark.parametrize("protocol, key, expected", [
+    ("lljax", "psnr", 16.754946), ("lljax", "ssim", 0.883126), ("lljax", "psnr_gtm", 30.441784),
+    ("lljax", "psnr_y", 18.511326), ("lljax", "ssim_y", 0.896286),
+    ("lljax", "ssim_grey", 0.880581), ("retinexformer", "psnr", 16.754946),
+    ("retinexformer", "ssim", 0.883126), ("retinexformer", "psnr_gtm", 30.472537),
+    ("skimage-default", "ssim", 0.888270), ("skimage-default", "psnr_gtm", 30.441784),
+    ("llflow", "psnr", 16.754946)])
+def test_golden_pair(protocol, key, expected):
+    assert score(cards(protocol)[key], *golden_pair()) == pytest.approx(expected, abs=1e-6)
+
+
+def test_protocols_say_what_they_do():
+    made = {name: cards(name) for name in PROTOCOLS}
+    for key in CARDS:
+        strings = {name: made[name][key].protocol for name in PROTOCOLS}
+        values = {name: score(made[name][key], *golden_pair()) for name in PROTOCOLS}
+        for name in PROTOCOLS:  # another computation has another string, and the other way round
+            same = strings[name] == strings["lljax"]
+            if key != "ssim_gtm" or name != "retinexformer":
+                assert same == (values[name] == pytest.approx(values["lljax"], abs=1e-9)), key
+        if not (key.endswith("_gtm") or key == "ssim"):
+            assert len(set(strings.values())) == 1
+
+
+def test_ssim_of_grey_is_skimage_s(pair):
+    grey = [np.floor(p @ [0.299, 0.587, 0.114] + 0.5).astype(np.uint8) for p in pair]
+    expected = structural_similarity(*grey, gaussian_weights=True, sigma=1.5,
+                                     use_sample_covariance=False, data_range=255)
+    assert score(CARDS["ssim_grey"], *pair) == pytest.approx(expected, abs=1e-10)
+
+
+def test_skimage_default_is_skimage_s(pair):
+    expected = structural_similarity(*pair, channel_axis=2, data_range=255)
+    assert score(cards("skimage-default")["ssim"], *pair) == pytest.approx(expected, abs=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")  # scikit-image's, where pictures are equal
+def test_llflow_is_llflow_s_computation(pair):
+    # its program: grey rounded to 8 bits, whose columns scikit-image takes for channels; the output
+    # scaled by its mean over R, G, B to the reference's grey with red and blue swapped, truncated
+    enhanced, reference = pair
+
+    def ssim(a, b):
+        grey = [np.floor(p @ [0.299, 0.587, 0.114] + 0.5).astype(np.uint8) for p in (a, b)]
+        return structural_similarity(*grey, channel_axis=1, data_range=255)
+
+    llflow = cards("llflow")
+    assert score(llflow["ssim"], *pair) == pytest.approx(ssim(*pair), abs=1e-10)
+    target = (reference @ [0.114, 0.587, 0.299]).mean()
+    scaled = np.clip(enhanced * (target / max(enhanced.mean(), 1e-12)), 0, 255).astype(np.uint8)
+    expected = peak_signal_noise_ratio(reference, scaled, data_range=255)
+    assert score(llflow["psnr_gtm"], *pair) == pytest.approx(expected, abs=1e-9)
+    assert score(llflow["ssim_gtm"], *pair) == pytest.approx(ssim(scaled, reference), abs=1e-10)
+
+
+@pytest.mark.filterwarnings("ignore:divide by zero")
+def test_retinexformer_rounds_for_ssim_alone(pair):
+    enhanced, reference = pair
+    weights = [0.114, 0.587, 0.299]
+    ratio = (reference @ weights).mean() / max((enhanced @ weights).mean(), 1e-12)
+    scaled = np.clip(enhanced * ratio, 0, 255)
+    made = cards("retinexformer")
+    expected = peak_signal_noise_ratio(reference.astype(float), scaled, data_range=255)
+    assert score(made["psnr_gtm"], *pair) == pytest.approx(expected, abs=1e-9)
+    expected = skimage_ssim(np.rint(scaled).astype(np.uint8), reference)
+    assert score(made["ssim_gtm"], *pair) == pytest.approx(expected, abs=1e-10)
 
 
 def test_psnr_equals_skimage(pair):
@@ -105,7 +166,7 @@ def test_gt_mean_takes_the_reference_s_grey():
     ratio = (0.299 * 40 + 0.587 * 50 + 0.114 * 60) / (0.299 * 10 + 0.587 * 20 + 0.114 * 30)
     scaled = metrics.gt_mean(enhanced, reference)
     np.testing.assert_allclose(scaled[0, 0], ratio * np.array([10, 20, 30]), rtol=1e-12)
-    assert metrics.mae_gt_mean(enhanced, reference) == pytest.approx(
+    assert score(METRICS["mae_gtm"], enhanced, reference) == pytest.approx(
         np.abs(ratio * np.array([10, 20, 30]) - [40, 50, 60]).mean(), rel=1e-12)
 
 
@@ -119,24 +180,30 @@ def test_gt_mean_clips():
 def test_gt_mean_of_a_black_output_is_black():
     black, reference = np.zeros((12, 12, 3), np.uint8), np.full((12, 12, 3), 90, np.uint8)
     for key in ("psnr", "ssim", "mae"):
-        assert METRICS[f"{key}_gtm"].function(black, reference) == METRICS[key].function(
-            black, reference)
+        for protocol in PROTOCOLS:
+            made = cards(protocol)
+            assert score(made[f"{key}_gtm"], black, reference) == score(
+                made[key], black, reference)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_equal_pictures(kind):
     picture = pictures(kind)[1].astype(np.uint8)
-    expected = {"psnr": math.inf, "ssim": 1.0, "mae": 0.0}
+    expected = {"psnr": math.inf, "ssim": 1.0, "mae": 0.0, "psnr_y": math.inf, "ssim_y": 1.0,
+                "ssim_grey": 1.0}
     for key, value in expected.items():
-        assert METRICS[key].function(picture, picture.copy()) == pytest.approx(value, abs=1e-12)
-        assert METRICS[f"{key}_gtm"].function(picture, picture.copy()) == pytest.approx(
+        assert score(CARDS[key], picture, picture.copy()) == pytest.approx(value, abs=1e-12)
+        assert score(CARDS[f"{key}_gtm"], picture, picture.copy()) == pytest.approx(
             value, abs=1e-12)
+    assert score(CARDS["brightness"], picture, picture.copy()) == 1
+    assert score(CARDS["cast"], picture, picture.copy()) == pytest.approx(0, abs=1e-6)
+    assert CARDS["loe"].function(picture, None, picture.copy()) == 0
 
 
 def test_values_stay_in_the_card_s_range(pair):
-    for card in METRICS.values():
+    for card in CARDS.values():
         low, high = card.range
-        assert low <= card.function(*pair) <= high, card.key
+        assert low <= score(card, *pair) <= high, card.key
 
 
 def test_better_points_the_right_way():
@@ -144,66 +211,88 @@ def test_better_points_the_right_way():
     rng = np.random.default_rng(0)
     near, far = (np.clip(reference + rng.normal(0, sd, reference.shape), 0, 255).astype(np.uint8)
                  for sd in (3, 30))
-    for card in METRICS.values():
-        gain = card.function(near, reference) - card.function(far, reference)
-        assert (gain > 0) == (card.better == "up"), card.key
+    far = np.clip(far * [0.9, 1, 1.1], 0, 255).astype(np.uint8)  # noise alone casts no colour
+    for card in CARDS.values():
+        values = np.array([score(card, near, reference), score(card, far, reference)])
+        gain = values[0] - values[1]
+        assert (gain > 0) == (card.better == "up") or card.better == "one", card.key
+        assert np.diff(card.merit(values)) < 0, card.key
 
 
 def test_a_score_is_the_same_from_any_memory_layout():
     enhanced, reference = golden_pair()
     strided = np.repeat(enhanced, 2, axis=0)[::2]
-    for card in METRICS.values():
-        assert card.function(strided, np.asfortranarray(reference)) == pytest.approx(
-            card.function(enhanced, reference), rel=1e-12)
+    for card in CARDS.values():
+        assert score(card, strided, np.asfortranarray(reference)) == pytest.approx(
+            score(card, enhanced, reference), rel=1e-12)
 
 
-@pytest.mark.parametrize("card", METRICS.values(), ids=METRICS)
+@pytest.mark.parametrize("card", CARDS.values(), ids=CARDS)
 def test_what_is_refused(card):
     good = np.zeros((20, 30, 3), np.uint8)
-    with pytest.raises(InputError, match="30x20.*30x21.*never resize"):
-        card.function(good, np.zeros((21, 30, 3), np.uint8))
-    with pytest.raises(InputError, match="30x20.*20x30"):
-        card.function(good, good.transpose(1, 0, 2))
-    with pytest.raises(InputError, match="float32.*uint8"):
-        card.function(good.astype(np.float32), good)
-    with pytest.raises(InputError, match="reference picture is int64"):
-        card.function(good, good.astype(np.int64))
-    with pytest.raises(InputError, match=r"\(20, 30\).*RGB"):
-        card.function(good[..., 0], good[..., 0])
-    with pytest.raises(InputError, match=r"\(20, 30, 1\)"):
-        card.function(good[..., :1], good[..., :1])
-    with pytest.raises(InputError, match="30x0.*at least"):
-        card.function(good[:0], good[:0])
-    with pytest.raises(InputError, match="uint8"):
-        card.function(good.tolist(), good)
+
+    def refuses(match, enhanced, other):
+        with pytest.raises(InputError, match=match):
+            card.function(enhanced, other, other)
+
+    refuses("30x20.*30x21.*never resize", good, np.zeros((21, 30, 3), np.uint8))
+    refuses("30x20.*20x30", good, good.transpose(1, 0, 2))
+    refuses("float32.*uint8", good.astype(np.float32), good)
+    refuses("(reference|low) picture is int64", good, good.astype(np.int64))
+    refuses(r"\(20, 30\).*RGB", good[..., 0], good[..., 0])
+    refuses(r"\(20, 30, 1\)", good[..., :1], good[..., :1])
+    refuses("30x0.*at least", good[:0], good[:0])
+    refuses("uint8", good.tolist(), good)
 
 
-@pytest.mark.parametrize("key", ["ssim", "ssim_gtm"])
+@pytest.mark.parametrize("key", ["ssim", "ssim_gtm", "ssim_y", "ssim_grey"])
 def test_ssim_needs_its_window(key):
     small = np.zeros((10, 400, 3), np.uint8)
-    with pytest.raises(InputError, match="400x10.*11 px"):
-        METRICS[key].function(small, small)
-    assert METRICS["psnr"].function(small, small) == math.inf
+    with pytest.raises(InputError, match="400x10.*SSIM.*11 px"):
+        score(CARDS[key], small, small)
+    assert score(METRICS["psnr"], small, small) == math.inf
+    assert score(cards("llflow")["ssim"], small, small) == 1
 
 
 def test_cards_are_complete_and_told_apart():
-    protocols = [card.protocol for card in METRICS.values()]
-    assert len(set(protocols)) == len(METRICS)
+    protocols = [card.protocol for card in CARDS.values()]
+    assert len(set(protocols)) == len(CARDS)
     assert METRICS["ssim"].protocol == "ssim[rgb,g11,s1.5,valid,u8]"
-    for key, card in METRICS.items():
-        assert key == card.key and card.better in ("up", "down")
+    for key, card in CARDS.items():
+        assert key == card.key and card.better in ("up", "down", "one")
         assert card.gt_mean == key.endswith("_gtm") == ("gtmean" in card.protocol)
+        assert bool(card.infinite) == (card.unit == "dB" or key == "brightness")
 
 
-def test_baselines():
-    picture = np.arange(256, dtype=np.uint8).repeat(3).reshape(16, 16, 3)
-    np.testing.assert_array_equal(BASELINES["identity"](picture), picture)
-    for exponent in (0.4, 0.5):
-        out = BASELINES[f"gamma {exponent}"](picture)
-        np.testing.assert_array_equal(out, np.round(255 * (picture / 255) ** exponent))
-        assert out.dtype == np.uint8 and out.shape == picture.shape
-    assert BASELINES["gamma 0.5"](np.full((1, 1, 3), 64, np.uint8))[0, 0, 0] == 128
-    assert BASELINES["gamma 0.4"](picture).mean() > BASELINES["gamma 0.5"](picture).mean()
+def keys(*args, **kwargs):
+    return [card.key for card in choose(*args, **kwargs)[0]]
+
+
+def test_what_is_computed_is_what_was_asked_for():
+    default = ["psnr", "ssim", "mae", "psnr_gtm", "ssim_gtm", "mae_gtm"]
+    assert keys() == list(METRICS) == default
+    assert keys(["loe", "default", "psnr"]) == ["loe", *default]
+    assert keys(["ssim_grey"], "llflow") == ["ssim_grey"]
+    assert keys(references=False) == ["loe", "cast", "noise"]
+    chosen, left_out = choose(["all"])
+    assert [card.key for card in chosen] == list(CARDS)
+    assert set(left_out) == {"lpips_alex", "lpips_vgg", "niqe", "brisque"}
+    assert "--lpips-alex ALEXNET HEADS" in left_out["lpips_alex"]
+    assert choose()[1] == choose(["psnr"])[1] == {}
+    assert all(card.needs != "reference" for card in choose(["all"], references=False)[0])
+    assert set(metrics.KNOWN) == {*CARDS, *left_out, "lpips_alex_gtm", "lpips_vgg_gtm"}
+
+
+@pytest.mark.parametrize("asked, options, message", [
+    (["psrn"], {}, 'Did you mean "psnr"'), (["niqe"], {}, "metric niqe: .*--niqe FILE"),
+    (["lpips_vgg_gtm"], {}, "--lpips-vgg VGG16 HEADS"),
+    (["loe", "psnr"], {"references": False}, "metric psnr: it compares with references.*loe"),
+    (["lpips_alex"], {"references": False}, "metric lpips_alex: it compares with references"),
+    ([], {"protocol": "lflow"}, 'unknown protocol "lflow". Did you mean "llflow"'),
+    ([], {"files": Files(niqe="no/such.npz")}, "no file 'no/such.npz'")])
+def test_what_cannot_be_computed_is_said(asked, options, message):
+    with pytest.raises(InputError, match=message):
+        choose(asked, **options)
 
 
 def test_recorded_values_of_basicsr(shared):
@@ -215,6 +304,8 @@ def test_recorded_values_of_basicsr(shared):
     assert metrics.psnr(a4, b4) == pytest.approx(float(recorded["crop_psnr_rgb_border4"]), abs=1e-4)
     assert metrics.ssim(a4, b4) == pytest.approx(float(recorded["crop_ssim_rgb_border4"]), abs=1e-5)
     assert metrics.psnr(a, a) == float(recorded["psnr_identical"]) == math.inf
+    assert score(CARDS["psnr_y"], a, b) == pytest.approx(float(recorded["crop_psnr_y"]), abs=1e-4)
+    assert score(CARDS["ssim_y"], a, b) == pytest.approx(float(recorded["crop_ssim_y"]), abs=1e-5)
 
 
 def test_recorded_values_of_basicsr_on_whole_pictures(shared):
@@ -231,3 +322,14 @@ def test_recorded_values_of_basicsr_on_whole_pictures(shared):
         scored += 1
     if not scored:
         pytest.skip("the pictures of the recorded pairs are not here")
+
+
+def test_the_docs_have_every_card():
+    page = (pathlib.Path(__file__).parents[1] / "docs" / "metrics.md").read_text()
+    for name, protocol in PROTOCOLS.items():
+        assert f"| `{name}`" in page and f"`{protocol.gt_mean_tag}`" in page
+        assert f"`{cards(name)['ssim'].protocol}`" in page
+    for card in [*CARDS.values(), *cards(references=False).values()]:
+        assert card.gt_mean or f"`{card.protocol}`" in page, card.key
+    for key in metrics.KNOWN:
+        assert f"| `{key.removesuffix('_gtm')}` |" in page, key

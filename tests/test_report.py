@@ -1,6 +1,7 @@
 """The report: what the page says and refers to, tables for papers, paired differences."""
 
 import csv
+import dataclasses
 import html.parser
 import json
 import math
@@ -10,16 +11,19 @@ import time
 
 import numpy as np
 import pytest
+import scipy.stats
 from PIL import Image
 
 from lljax.errors import InputError
 from lljax.evaluation import report
+from lljax.evaluation.baselines import BASELINES
 from lljax.evaluation.evaluate import (
     Results,
     difference,
     evaluate,
     interval,
     main,
+    signed_rank,
     to_json,
 )
 from lljax.evaluation.metrics import METRICS
@@ -129,7 +133,7 @@ def test_hostile_names_are_text(written):
         assert name in page.text, name
     assert page.data["names"] == HOSTILE == results.names
     assert page.data["systems"] == results.systems == [
-        SYSTEM, "dim", "identity", "gamma 0.4", "gamma 0.5"]
+        SYSTEM, "dim", *BASELINES]
 
 
 def test_the_numbers_are_those_of_the_files(written):
@@ -140,9 +144,10 @@ def test_the_numbers_are_those_of_the_files(written):
         assert name in results.systems
         for key, score in scores.items():
             digits = METRICS[key].digits
-            shown = f"{score['mean']:.{digits}f} [{score['ci95'][0]:.{digits}f}, " \
-                    f"{score['ci95'][1]:.{digits}f}]"
-            assert page.text.count(shown) >= 2, shown  # table and plot
+            mean, sd, low, high = (f"{value:.{digits}f}" for value in (
+                score["mean"], score["sd"], *score["ci95"]))
+            assert f"{mean} [{low}, {high}]" in page.text  # plot
+            assert f"{mean} \u00b1 {sd} [{low}, {high}]" in page.text  # table
     rows = list(csv.DictReader((folder / "per_image.csv").open(newline="")))
     n, keys = len(results.names), list(METRICS)
     expected = [float(rows[s * n + i][key]) for i in range(n) for key in keys
@@ -213,7 +218,7 @@ def test_nothing_is_enhanced_twice_and_reports_repeat(tmp_path):
     assert len(calls) == 2 * 4
     files = [sorted(p.relative_to(tmp_path / n) for p in (tmp_path / n).rglob("*") if p.is_file())
              for n in ("one", "two")]
-    assert files[0] == files[1] and len(files[0]) == 6 + 4 * 2 * 5
+    assert files[0] == files[1] and len(files[0]) == 6 + 4 * 2 * (2 + len(BASELINES))
     for path in files[0]:
         one, two = ((tmp_path / name / path).read_bytes() for name in ("one", "two"))
         if path.suffix in (".html", ".json"):  # the only thing that may differ
@@ -248,7 +253,8 @@ def test_a_report_replaces_a_report_and_nothing_else(tmp_path):
     evaluate({"x4": brighten}, make_pairs(2), out=str(tmp_path / "r"), with_report=True)
     evaluate({"x5": brighten}, make_pairs(1), out=str(tmp_path / "r"), with_report=True)
     assert sorted(p.name for p in (tmp_path / "r" / "pictures").iterdir()) == [
-        "gamma_0.4", "gamma_0.5", "low", "reference", "thumbnails", "x5"]
+        "CLAHE", "HE", "LIME-style", "gamma_0.4", "gamma_0.5", "low", "reference",
+        "thumbnails", "x5"]
     assert [p.name for p in (tmp_path / "r" / "pictures" / "x5").iterdir()] == ["000.png"]
     assert not [p.name for p in (tmp_path / "r").iterdir() if p.name[0] == "."]
 
@@ -297,8 +303,64 @@ def test_the_paired_interval_equals_a_bootstrap_by_hand():
     assert (back.wins, back.losses) == (found.losses, found.wins)
     assert difference(b, a, up=False).wins == found.losses
     same = difference(a, a)
-    assert (same.mean, same.ci95, same.ties) == (0, (0, 0), 41)
+    assert (same.mean, same.ci95, same.ties, same.p) == (0, (0, 0), 41, None)
     assert difference(a[:1], b[:1]).ci95 is None
+
+
+def test_p_is_the_signed_rank_tests():
+    def p(*differences):
+        return signed_rank(np.array(differences, float), np.zeros(len(differences)))
+
+    # by hand: of the 2^n signs, how many have a rank sum as far from the middle
+    assert p(1, 2, 3, 4, 5) == 2 / 2**5
+    assert p(-1, 2, 3, 4, 5, 6) == 4 / 2**6  # negative rank sum 1: {}, {1} and their opposites
+    assert p(1, -2, 3, 4, 5, 6) == 6 / 2**6  # negative rank sum 2: {}, {1}, {2}
+    assert p(9, -7, 0, 0, 8) == p(9, -7, 8) == 4 / 2**3  # ties are left out
+    assert p(0, 0) is None and p(5) == 1.0
+    rng = np.random.default_rng(4)
+    a = rng.normal(0, 3, 60)
+    b = a - 0.3 + rng.normal(0, 1, 60)
+    assert signed_rank(a, b) == pytest.approx(scipy.stats.wilcoxon(a, b).pvalue)
+    assert signed_rank(a, b) == pytest.approx(signed_rank(b, a)) and signed_rank(a, b) < 0.05
+    # infinite PSNR: only the order counts; two of them tie
+    high = np.array([np.inf, 20, 21, 22, 23, 24, 25])
+    other = np.array([np.inf, 19, 19, 19, 19, 19, 19])
+    assert signed_rank(high, other) == p(1, 2, 3, 4, 5, 6)
+    assert signed_rank(high, np.r_[7.0, other[1:]]) == p(1, 2, 3, 4, 5, 6, 7)
+    assert difference(high, other).mean is None and difference(high, other).ties == 1
+
+
+def test_the_tables_say_p_and_for_how_many_comparisons():
+    rng = np.random.default_rng(1)
+    base = rng.normal(15, 5, 30)
+    results = made_up(base, base + 0.5 + rng.normal(0, 0.3, 30), base + rng.normal(0, 1, 30))
+    settled, open_ = (results.difference(name, "s0")["psnr"] for name in ("s1", "s2"))
+    assert settled.p < 1e-4 < open_.p
+    for text in (report.table(results), report.markdown(results).replace("&lt;", "<"),
+                 report.latex(results).replace("$<$", "<")):
+        assert f"{settled.wins}/{settled.losses} p<0.0001" in text
+        assert f"{open_.wins}/{open_.losses} p={open_.p:.2g}" in text
+        assert "not corrected for the 2 comparisons" in text
+    saved = json.loads(to_json(results))["paired"]["systems"]
+    assert saved["s2"]["psnr"]["p"] == open_.p
+    assert "p=" not in report.table(made_up(base)) and "comparisons" not in report.latex(
+        made_up(base))
+
+
+def test_wide_tables_are_cut():
+    values = np.random.default_rng(0).normal(20, 3, (2, 12, 6))
+    cards = [dataclasses.replace(card, gt_mean=False) for card in METRICS.values()][:6]
+    names = [f"{i}.png" for i in range(12)]
+    results = Results(["one", "two"], cards, names, values)
+    text = report.table(results)
+    body = text.split("\n")[1:-1]  # the caption and the note are not wrapped
+    for line in body:
+        assert len(line) <= 100 or line.startswith("  "), line
+    for card in cards:
+        assert text.count(f" {card.heading}") == 2  # scores and differences
+    assert text.count("\none ") >= 2 and text.count("\ntwo ") >= 4
+    tex = report.latex(results)
+    assert tex.count(r"\begin{tabular}{lrrr}") == 4  # 6 columns of scores, 6 of differences
 
 
 def test_bold_is_what_the_pairs_show():
@@ -333,7 +395,8 @@ def test_latex_is_escaped_and_whole(written):
     assert bare.count("{") == bare.count("}") and bare.count("$") % 2 == 0
     assert "#" not in bare and "~" not in bare
     body = re.findall(r"^.* \\\\$", text, re.M)
-    assert len(body) == 4 + 2 * 5 + 2 * 4
+    rows = len(results.systems)
+    assert len(body) == 4 + 2 * rows + 2 * (rows - 1)
     assert {re.sub(r"\\[&%$#_{}]", "", line).count("&") for line in body} == {3}
     assert [line for line in text.split("\n") if line.startswith("%")] == [
         r"% \usepackage{booktabs}"]
@@ -345,10 +408,10 @@ def test_latex_is_escaped_and_whole(written):
 def test_several_models_are_rows_of_one_table(written):
     _, results, _ = written
     paired = json.loads(to_json(results))["paired"]
-    assert set(paired["systems"]) == {"dim", "identity", "gamma 0.4", "gamma 0.5"}
+    assert set(paired["systems"]) == {"dim", *BASELINES}
     text = report.table(results)
     lines = [line for line in text.split("\n") if line.startswith("dim ")]
-    assert len(lines) == 4 and lines[2].count("/") == 3
+    assert len(lines) >= 4 and "\n".join(lines).count("/") == len(results.metrics)
 
 
 def test_the_command_writes_a_report(tmp_path, monkeypatch, capsys):
@@ -356,7 +419,7 @@ def test_the_command_writes_a_report(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     calls = []
 
-    def load(path, seed, settings, averaged):
+    def load(path, seed, settings, averaged, step):
         def system(picture):
             calls.append(path)
             return brighten(picture) if path == "a" else dim(picture)
@@ -420,6 +483,18 @@ def test_the_page_works_in_a_browser(written, browser, width):
     assert browser.run(cards % "worst") == list(order[::-1][:5])
     assert browser.run("return document.getElementById('right-name').textContent") == "dim"
 
+    # or its gain over another system, which then is on the left
+    choose(browser, "minus", 1)
+    order = np.argsort(results.of("dim", "mae") - results.of(SYSTEM, "mae"), kind="stable")
+    assert browser.run(cards % "best") == list(order[:5])
+    assert browser.run(cards % "worst") == list(order[::-1][:5])
+    assert browser.run("return document.getElementById('left-name').textContent") == SYSTEM
+    shown = browser.run("return document.querySelector('#best b').textContent")
+    gain = (results.of("dim", "mae") - results.of(SYSTEM, "mae"))[order[0]]
+    assert shown.startswith(f"{gain:.1f} ")
+    choose(browser, "minus", 0)
+    assert browser.run("return document.getElementById('left-name').textContent") == "low"
+
     # a row's link shows its picture, full size, and the choice of sides is kept
     choose(browser, "left-label", data["labels"].index("reference"))
     browser.run("document.querySelector('#scores tbody tr[data-i=\"4\"] a').click()")
@@ -437,6 +512,18 @@ def test_the_page_works_in_a_browser(written, browser, width):
     assert browser.run(clip) == "inset(0px 0px 0px 50%)"
     browser.key("\ue012")  # arrow to the left
     assert browser.run(clip) == "inset(0px 0px 0px 49.5%)"
+
+    # the plots of differences: one figure a metric, of the other model alone
+    figures = "[...document.querySelectorAll('h3 + .plots figure')]"
+    assert browser.run(f"return {figures}.length") == len(results.metrics)
+    assert browser.run(f"return {figures}.map((f) => f.querySelectorAll('g').length)") == [
+        1] * len(results.metrics)
+    spots = browser.run("const f = document.querySelector('h3 + .plots figure'); return "
+                        "[f.querySelector('.zero').getAttribute('d').match(/[\\d.]+/)[0], ...["
+                        "...f.querySelectorAll('circle')].map((c) => c.getAttribute('cx'))]")
+    zero, *dots = map(float, spots)
+    gains = results.of("dim", "psnr") - results.of(SYSTEM, "psnr")
+    np.testing.assert_array_equal(np.sign(np.array(dots) - zero), np.sign(gains))
 
     # a dot of a plot shows its picture
     browser.run("document.querySelector('.plots circle[data-i=\"7\"]').dispatchEvent("

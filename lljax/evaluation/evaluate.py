@@ -1,8 +1,9 @@
-"""Scores of systems on pictures with references: one protocol, every picture, error bars.
+"""Scores of systems on pictures, with or without references: one protocol, every picture, error
+bars.
 
 A system is a function uint8 [H, W, 3] -> uint8 [H, W, 3]. What it returns is what a user would
 get, and that is what is measured: no crop, no resize, no best-of. Every table has the rows that a
-system must beat (do nothing, two gamma curves) and says over how many pictures it is.
+system must beat (`BASELINES`) and says over how many pictures it is.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ import os
 import platform
 import re
 import shlex
-from collections.abc import Callable, Mapping, Sequence
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
@@ -28,11 +30,20 @@ import numpy as np
 import scipy.stats
 from tqdm import tqdm
 
-from lljax import images
 from lljax.errors import InputError, unknown
 from lljax.evaluation import report
 from lljax.evaluation.baselines import BASELINES
-from lljax.evaluation.metrics import METRICS, Metric, check
+from lljax.evaluation.metrics import (
+    DEFAULT_PROTOCOL,
+    KNOWN,
+    METRICS,
+    PROTOCOLS,
+    Files,
+    Metric,
+    check,
+    choose,
+    nearness,
+)
 
 System = Callable[[np.ndarray], np.ndarray]
 RESAMPLES = 10_000
@@ -73,6 +84,7 @@ class Difference:
         with both of its values; None below two pictures or where `mean` is None.
       n: pictures.
       wins: pictures on which the system is better; `losses` and `ties` are the others.
+      p: of the Wilcoxon signed-rank test, see `signed_rank`; None if all pictures tie.
     """
 
     mean: float | None
@@ -81,6 +93,7 @@ class Difference:
     wins: int
     losses: int
     ties: int
+    p: float | None
 
 
 @dataclass
@@ -138,7 +151,7 @@ class Results:
         if (system, against) not in self._differences:
             self._differences[system, against] = {
                 card.key: difference(self.of(system, card.key), self.of(against, card.key),
-                                     card.better == "up")
+                                     _UP[card.better])
                 for card in self.metrics}
         return self._differences[system, against]
 
@@ -153,21 +166,32 @@ class Results:
         Raises:
           InputError: no such system or metric in these results.
         """
-        up = higher_is_better(metric)
-        means = {name: float(self.of(name, metric).mean()) for name in self.systems}
+        own = self.of(system, metric)
+        card = next(card for card in self.metrics if card.key == metric)
+        merits = {name: card.merit(self.of(name, metric)) for name in self.systems}
         others = [name for name in self.systems if name != system]
-        if len(self.names) < SETTLED or any((means[name] > means[system]) == up for name in others):
+        if len(own) < SETTLED or any(
+                merits[name].mean() > merits[system].mean() for name in others):
             return False
-        intervals = [self.difference(system, name)[metric].ci95 for name in others]
+        if card.better == "one":
+            if not all(np.isfinite(values).all() for values in merits.values()):
+                return False
+            intervals = [interval(merits[system] - merits[name]) for name in others]
+        else:
+            intervals = [self.difference(system, name)[metric].ci95 for name in others]
         return bool(others) and all(
-            ci95 is not None and (ci95[0] > 0 if up else ci95[1] < 0) for ci95 in intervals)
+            ci95 is not None and (ci95[1] < 0 if card.better == "down" else ci95[0] > 0)
+            for ci95 in intervals)
+
+
+_UP = {"up": True, "down": False, "one": None}
 
 
 def higher_is_better(metric: str) -> bool:
-    """Whether a larger value of the metric of that key is the better one.
+    """Whether a larger value of the metric of that key, a default one, is the better one.
 
     Raises:
-      InputError: no such metric.
+      InputError: no such metric among the default ones.
     """
     if metric not in METRICS:
         raise unknown("metric", metric, METRICS)
@@ -203,25 +227,48 @@ def summarise(values: np.ndarray, protocol: str) -> Summary:
                    protocol=protocol)
 
 
-def difference(a: np.ndarray, b: np.ndarray, up: bool = True) -> Difference:
+def difference(a: np.ndarray, b: np.ndarray, up: bool | None = True) -> Difference:
     """a - b of per-picture values [n] of the same pictures.
 
     Args:
       a: values of the system, [n], n >= 1.
       b: values of what it is compared with, [n].
-      up: whether higher values are better.
+      up: whether higher values are better; None if the nearer to 1 is.
     """
     finite = bool(np.isfinite(a).all() and np.isfinite(b).all())
-    higher, lower = int((a > b).sum()), int((a < b).sum())
-    wins, losses = (higher, lower) if up else (lower, higher)
+    near_a, near_b = (a, b) if up is not None else (nearness(a), nearness(b))
+    higher, lower = int((near_a > near_b).sum()), int((near_a < near_b).sum())
+    wins, losses = (lower, higher) if up is False else (higher, lower)
     return Difference(mean=float((a - b).mean()) if finite else None,
                       ci95=interval(a - b) if finite else None, n=len(a), wins=wins,
-                      losses=losses, ties=len(a) - wins - losses)
+                      losses=losses, ties=len(a) - wins - losses, p=signed_rank(a, b))
+
+
+def signed_rank(a: np.ndarray, b: np.ndarray) -> float | None:
+    """Two-sided p of the Wilcoxon signed-rank test of a - b; None if all pictures tie.
+
+    How likely the ranks of the differences would be so one-sided if each picture's difference were
+    as likely to have the other sign. It uses the differences' order alone, so an infinite PSNR is
+    a largest difference (two of them are a tie) and one outlier decides nothing. Ties are left
+    out. Exact up to 50 pictures without equal differences, else by the normal approximation. It is
+    not corrected for the number of comparisons. Below 6 pictures it cannot be under 0.05, whatever
+    they show.
+
+    Args:
+      a: values of the system, [n].
+      b: values of what it is compared with, on the same pictures, [n].
+    """
+    changed = a != b  # inf - inf has no value
+    differences = a[changed] - b[changed]
+    if not len(differences):
+        return None
+    return float(scipy.stats.wilcoxon(differences).pvalue)
 
 
 def evaluate(systems: Mapping[str, System], pairs: Sequence[Mapping[str, Any]], *,
              out: str | None = None, with_report: bool = False, limit: int = 0,
-             baselines: bool = True, progress: bool = False,
+             baselines: bool | Iterable[str] = True, progress: bool = False,
+             metrics: Sequence[Metric] = tuple(METRICS.values()),
              info: Mapping[str, Any] | None = None) -> Results:
     """Scores every system on every pair.
 
@@ -231,13 +278,15 @@ def evaluate(systems: Mapping[str, System], pairs: Sequence[Mapping[str, Any]], 
 
     Args:
       systems: name -> uint8 [H, W, 3] -> uint8 [H, W, 3].
-      pairs: [i] gives {"name": str, "low": uint8 [H, W, 3], "high": the same size}.
+      pairs: [i] gives {"name": str, "low": uint8 [H, W, 3], "high": the same size}. Without
+        "high" only metrics that need no reference can be computed.
       out: folder for results.json, results.md, results.tex, per_image.csv and contact_sheet.png;
         None to write nothing.
       with_report: whether report.html and the folder pictures/ are written into `out` too.
       limit: only the first so many pairs; 0 for all.
-      baselines: whether the baselines get rows too.
+      baselines: which of `BASELINES` get rows too; True for all of them.
       progress: whether to show a progress bar on a terminal.
+      metrics: the columns, see `metrics.choose`.
       info: what results.json is to say beside the scores (source, seeds, command).
 
     Returns:
@@ -246,7 +295,7 @@ def evaluate(systems: Mapping[str, System], pairs: Sequence[Mapping[str, Any]], 
     Raises:
       InputError: no pairs, unusable pairs (all of them named), a system that returns another
         size or type (named with the picture), a system with a baseline's name or "low" or
-        "reference", a folder that cannot be written to.
+        "reference", an unknown baseline, no metrics, a folder that cannot be written to.
     """
     if limit < 0:
         raise InputError(f"limit is {limit}; give the number of pictures, or 0 for all")
@@ -255,14 +304,16 @@ def evaluate(systems: Mapping[str, System], pairs: Sequence[Mapping[str, Any]], 
                          "there")
     if with_report and out is None:
         raise InputError("a report needs a folder: give out")
-    rows = {**systems, **(BASELINES if baselines else {})}
+    rows = {**systems, **_baselines(baselines)}
     if not rows:
         raise InputError("nothing to evaluate: give at least one system")
     count = min(limit or len(pairs), len(pairs))
     if not count:
         raise InputError("nothing to evaluate on: there are no pairs")
-    cards = list(METRICS.values())
-    names = _check_pairs(pairs, count, max(card.min_side for card in cards))
+    cards = list(metrics)
+    if not cards:
+        raise InputError("nothing to evaluate by: give at least one metric")
+    names, references = _check_pairs(pairs, count, cards)
 
     values = np.empty((len(rows), count, len(cards)))
     sheet: dict[str, list[np.ndarray]] = {}
@@ -274,7 +325,8 @@ def evaluate(systems: Mapping[str, System], pairs: Sequence[Mapping[str, Any]], 
         if pictures is not None:
             pictures.add(label, i, picture)
 
-    files = report.Pictures(out, names, rows) if with_report else contextlib.nullcontext()
+    files = (report.Pictures(out, names, rows, references) if with_report
+             else contextlib.nullcontext())
     bar = tqdm(total=count * len(rows), unit="picture", disable=None if progress else True)
     with files as pictures, bar:
         for i in range(count):
@@ -284,7 +336,8 @@ def evaluate(systems: Mapping[str, System], pairs: Sequence[Mapping[str, Any]], 
                 enhanced, values[s, i] = _score(name, system, pair, cards)
                 keep(name, i, enhanced)
                 bar.update()
-            keep(report.REFERENCE, i, pair["high"])
+            if references:
+                keep(report.REFERENCE, i, pair["high"])
         results = Results(list(rows), cards, names, values, {
             **(info or {}), "pictures": count, "pictures_in_source": len(pairs),
             "bootstrap": {"resamples": RESAMPLES, "seed": BOOTSTRAP_SEED},
@@ -302,9 +355,22 @@ def evaluate(systems: Mapping[str, System], pairs: Sequence[Mapping[str, Any]], 
     return results
 
 
-def _check_pairs(pairs: Sequence[Mapping[str, Any]], count: int, min_side: int) -> list[str]:
-    """Names of the first `count` pairs, all of them readable and of equal sizes."""
-    names, problems = [], []
+def _baselines(wanted: bool | Iterable[str]) -> dict[str, System]:
+    if isinstance(wanted, bool):
+        return dict(BASELINES) if wanted else {}
+    wanted = list(wanted)
+    for name in wanted:
+        if name not in BASELINES:
+            raise unknown("baseline", name, BASELINES)
+    return {name: BASELINES[name] for name in wanted}
+
+
+def _check_pairs(pairs: Sequence[Mapping[str, Any]], count: int,
+                 cards: Sequence[Metric]) -> tuple[list[str], bool]:
+    """Names of the first `count` pairs, all of them readable and fit for the metrics, and whether
+    all have references."""
+    names, problems, references = [], [], True
+    needed = any(card.needs == "reference" for card in cards)
     for i in range(count):
         try:
             pair = pairs[i]
@@ -312,24 +378,28 @@ def _check_pairs(pairs: Sequence[Mapping[str, Any]], count: int, min_side: int) 
             problems.append(str(error))
             continue
         names.append(pair["name"])
+        references = references and "high" in pair
         try:
-            check(pair["low"], pair["high"], min_side)
+            if needed and "high" not in pair:
+                raise InputError("it has no reference")
+            for card in cards:
+                check(pair["low"], pair.get("high", pair["low"]), card.min_size, card.title,
+                      ("low", "high"))
         except InputError as error:
-            reason = str(error).replace("enhanced", "low").replace("reference", "high")
-            problems.append(f"{pair['name']}: {reason}")
+            problems.append(f"{pair['name']}: {error}")
     if problems:
         more = len(problems) - LISTED
         raise InputError(
             f"{len(problems)} of {count} pairs cannot be scored, so none is: "
             + "; ".join(problems[:LISTED]) + (f"; and {more} more" if more > 0 else ""))
-    return names
+    return names, references
 
 
 def _score(name: str, system: System, pair: Mapping[str, Any],
            cards: Sequence[Metric]) -> tuple[np.ndarray, list[float]]:
     try:
         enhanced = system(pair["low"])
-        return enhanced, [card.function(enhanced, pair["high"]) for card in cards]
+        return enhanced, [card.function(enhanced, pair.get("high"), pair["low"]) for card in cards]
     except InputError as error:
         raise InputError(f"{name} on {pair['name']}: {error}") from error
     except Exception as error:
@@ -352,7 +422,8 @@ def to_json(results: Results) -> str:
     """The summary as JSON: {"systems": {system: {metric: {...}}}, "paired": {...}, ...}.
 
     "paired" compares every other row with the first: {"against": the first row's name,
-    "systems": {system: {metric: its value minus the first row's, see `Difference`}}}.
+    "systems": {system: {metric: its value minus the first row's, see `Difference`}}}. "p" is not
+    corrected for the number of comparisons.
 
     JSON has no infinity: an infinite mean is the string "inf" (`float("inf")` reads it), and its
     sd and ci95 are null. There is never a NaN.
@@ -392,14 +463,10 @@ def write(results: Results, out: str) -> None:
     Raises:
       InputError: the folder cannot be made or written to.
     """
-    with report.writing(out):
-        os.makedirs(out, exist_ok=True)
-        for name, text in (("per_image.csv", to_csv(results)), ("results.json", to_json(results)),
-                           ("results.md", report.markdown(results) + "\n"),
-                           ("results.tex", report.latex(results) + "\n")):
-            with images.atomic(os.path.join(out, name)) as file:
-                # A file name need not be UTF-8.
-                file.write(text.encode("utf-8", "backslashreplace"))
+    report.write_texts(out, {
+        "per_image.csv": to_csv(results), "results.json": to_json(results),
+        "results.md": report.markdown(results) + "\n",
+        "results.tex": report.latex(results) + "\n"})
 
 
 class _Row(NamedTuple):
@@ -410,6 +477,7 @@ class _Row(NamedTuple):
     averaged: bool
 
 
+_SELECT = ("last", "val")  # which checkpoint of a training
 _AVERAGES = {"on": (True,), "off": (False,), "both": (True, False)}
 
 
@@ -421,7 +489,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> _Parser:
     parser = _Parser(
         prog="evaluate.py", allow_abbrev=False, description="Score trained systems and the "
-        "baselines on pictures with references; writes results.json, results.md, "
+        "baselines on pictures, with references or without; writes results.json, results.md, "
         "results.tex, per_image.csv and contact_sheet.png, with --report also a page to look at.")
     add = parser.add_argument
     add("--workdir", action="append", default=[], metavar="W",
@@ -434,9 +502,25 @@ def _parser() -> _Parser:
     add("--average", default="on", metavar="on|off|both",
         help="trainings that keep an average of their parameters (ema): score it (default), the "
         "parameters of the last step, or both in rows of their own")
-    add("--source", help="demo | pairs (default: pairs with --low and --high, else what the "
-        "workdir's config.eval says, else demo)")
-    add("--low", metavar="DIR", help="pairs: folder of low-light pictures")
+    add("--select", default="last", metavar="last|val", help="trainings: score the newest "
+        "checkpoint (default), or the best by the training's own evaluations on config.eval's "
+        "pictures, which must then be others than those scored here")
+    add("--metrics", metavar="NAME[,...]", help="columns: all, default, or of "
+        f"{', '.join(KNOWN)} (default: PSNR, SSIM and MAE, and those whose files are given)")
+    add("--protocol", default=DEFAULT_PROTOCOL, metavar="NAME", help="how PSNR, SSIM and the "
+        "gt-mean columns are computed: " + "; ".join(
+            f"{name}: {rules.about}" for name, rules in PROTOCOLS.items()))
+    add("--niqe", metavar="FILE", help="NIQE's parameters (.npz or .mat)")
+    add("--lpips-alex", nargs=2, metavar=("ALEXNET", "HEADS"),
+        help="torchvision's AlexNet and LPIPS's v0.1 heads for it")
+    add("--lpips-vgg", nargs=2, metavar=("VGG16", "HEADS"),
+        help="torchvision's VGG16 and LPIPS's v0.1 heads for it")
+    add("--brisque", nargs=2, metavar=("MODEL", "RANGE"), help="OpenCV's BRISQUE model and range")
+    add("--baselines", default="all", metavar="NAME[,...]",
+        help=f"rows to compare with: all (default), none, or of {', '.join(BASELINES)}")
+    add("--source", help="demo | pairs | folder, which has no references (default: pairs with "
+        "--low and --high, else what the workdir's config.eval says, else demo)")
+    add("--low", metavar="DIR", help="pairs, folder: folder of low-light pictures")
     add("--high", metavar="DIR", help="pairs: folder of references, same file stems")
     add("--split", default="test", help="train | test, where the source has both")
     add("--limit", type=int, default=0, metavar="N", help="only the first N pictures; 0 = all")
@@ -446,6 +530,11 @@ def _parser() -> _Parser:
         "else ./eval_<source>)")
     add("--report", metavar="DIR", help="write everything into DIR, with report.html (opens "
         "offline) and all pictures")
+    add("--detector", metavar="FILE.onnx|MODULE:FUNCTION", help="score what a detector finds in "
+        "the pictures of --low, before and after, in place of the pictures: a model of YuNet, or a "
+        "function uint8 [H, W, 3] -> boxes [n, 4] (left, top, width, height), scores [n]")
+    add("--labels", metavar="DIR", help="--detector: folder of DARK FACE or ExDark label files")
+    add("--classes", metavar="NAME[,...]", help="--detector: classes to look for (default: all)")
     return parser
 
 
@@ -458,6 +547,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         raise unknown("flag", rest[0].split("=")[0], known)
     if rest:
         raise InputError(f"unexpected argument {rest[0]!r}; flags are written --name VALUE")
+    _check_detector(args)
     if not (args.workdir or args.weights or args.source or args.low or args.high):
         raise InputError("give what to evaluate: --workdir W or --weights FILE (and on what: "
                          "--low DIR --high DIR); --help shows all flags")
@@ -472,6 +562,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.average != "on" and not args.workdir:
         raise InputError(f"--average {args.average} is about trainings: give --workdir W (a "
                          "weights file holds one set of parameters)")
+    if args.select not in _SELECT:
+        raise unknown("--select", args.select, _SELECT)
+    if args.select != "last" and not args.workdir:
+        raise InputError(f"--select {args.select} is about trainings: give --workdir W (a weights "
+                         "file holds one step)")
     if args.split not in ("train", "test"):
         raise unknown("split", args.split, ("train", "test"))
     if args.out is not None and args.report is not None:
@@ -481,13 +576,32 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
+def _check_detector(args: argparse.Namespace) -> None:
+    """Refuses flags that do not go with a detector, or not without one."""
+    if args.detector is None:
+        if args.labels is not None or args.classes is not None:
+            raise InputError("--labels and --classes go with --detector")
+        return
+    for flag in ("source", "high", "report", "metrics", "niqe", "lpips-alex", "lpips-vgg",
+                 "brisque"):
+        if getattr(args, flag.replace("-", "_")) is not None:
+            raise InputError(f"--{flag} does not go with --detector, which takes --low DIR "
+                             "(pictures), --labels DIR and --out DIR")
+    if not (args.low and args.labels):
+        raise InputError("--detector looks for what label files say is there: give --low DIR "
+                         "(pictures) and --labels DIR")
+
+
 def _data(args: argparse.Namespace) -> tuple[str, str | None, str | None]:
     """(source, low, high): from the flags, or as the workdirs' trainings were evaluated."""
     if args.source or args.low or args.high:
+        if args.low and not (args.high or args.source):
+            raise InputError("--low alone: give --high DIR too, or --source folder to score "
+                             "without references")
         source = args.source or "pairs"
-        if source != "pairs" and (args.low or args.high):
-            raise InputError(f"--low and --high go with --source pairs, not {source}: scores need "
-                             "pictures with references")
+        if source not in ("pairs", "folder") and (args.low or args.high):
+            raise InputError(f"--low and --high go with --source pairs, or --low alone with "
+                             f"--source folder, not with {source}")
         return source, args.low, args.high
     found = {_eval_data(workdir) for workdir in args.workdir}
     if len(found) > 1:
@@ -539,12 +653,82 @@ def _variants(models: Mapping[str, str], args: argparse.Namespace) -> dict[str, 
     return rows
 
 
+def _checkpoints(models: Mapping[str, str], args: argparse.Namespace,
+                 pairs: Sequence[Mapping[str, Any]] = ()) -> dict[str, dict[str, Any]]:
+    """Name of a training -> the step that is scored, and what chose it."""
+    if not args.workdir:
+        return {}
+    from lljax.evaluation import selection  # Orbax is slow to import
+
+    chosen = {name: selection.choose(path, args.select) for name, path in models.items()
+              if path in args.workdir}
+    shared = selection.separate(list(chosen.values()), pairs, args.limit)
+    for workdir, found in shared.items():
+        if found != "none":
+            print(f"note: whether {workdir} is scored on pictures that chose its step is {found}")
+    return selection.facts(chosen, shared)
+
+
 def _label(source: str, split: str, low: str | None, high: str | None) -> str:
     """A short name of the data, for a folder: eval15 for LOL/eval15/low and LOL/eval15/high."""
-    if source != "pairs":
+    if source not in ("pairs", "folder"):
         return f"{source}_{split}"
     paths = [os.path.abspath(path) for path in (low, high) if path]
     return os.path.basename(os.path.commonpath(paths)) or "pairs"
+
+
+def _names(text: str) -> list[str]:
+    """The parts of a comma list."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+def _systems(models: Mapping[str, str], rows: Mapping[str, _Row], args: argparse.Namespace,
+             checkpoints: Mapping[str, Mapping[str, Any]]) -> dict[str, System]:
+    from lljax import parallel
+    from lljax.inference import enhancer
+
+    parallel.keep_programs()
+    steps = {models[name]: found["step"] for name, found in checkpoints.items()}
+    return {name: enhancer.load(row.path, args.seed, row.settings, row.averaged,
+                                step=steps.get(row.path)) for name, row in rows.items()}
+
+
+def _info(models: Mapping[str, str], rows: Mapping[str, _Row], args: argparse.Namespace,
+          checkpoints: Mapping[str, Any], source: str, argv: Sequence[str]) -> dict[str, Any]:
+    """What results.json says beside the scores."""
+    info = {"source": source, "seed": args.seed, "models": models}
+    if checkpoints:
+        info["checkpoints"] = checkpoints
+    if args.settings:  # apart: who looks a model's row up in "models" wants it as it was trained
+        info["settings"] = {name: ", ".join(row.settings) for name, row in rows.items()
+                            if row.settings}
+    return {**info, "command": shlex.join(argv)}
+
+
+def _detect(args: argparse.Namespace, argv: Sequence[str]) -> int:
+    """Scores a detector before and after; the exit code is 1 if pictures had to be left out."""
+    from lljax.evaluation import detection
+
+    detector = detection.load(args.detector)
+    wanted = [name for name in (args.classes or "").split(",") if name]
+    annotated = detection.annotations(args.low, args.labels, wanted)
+    for note in annotated.notes:
+        print(f"note: {note}")
+    models = _row_names([*args.workdir, *args.weights])
+    rows, checkpoints = _variants(models, args), _checkpoints(models, args)
+    single = args.workdir[0] if len(args.workdir) == 1 and not args.weights else ""
+    out = args.out or os.path.join(
+        single, f"detect_{os.path.basename(os.path.abspath(args.low))}")
+    info = _info(models, rows, args, checkpoints, args.low, argv)
+    results = detection.evaluate(
+        _systems(models, rows, args, checkpoints), annotated, detector, out=out, limit=args.limit,
+        progress=True, info={**info, "detector": args.detector, "labels": args.labels})
+    for line in detection.lines(results.left_out):
+        print(f"error: left out: {line}", file=sys.stderr)
+    print(detection.table(results))
+    print("\nwrote results.json, results.md, results.tex, per_image.csv and detections.png to "
+          f"{out}")
+    return 1 if results.left_out else 0
 
 
 def main(argv: Sequence[str]) -> int:
@@ -554,34 +738,41 @@ def main(argv: Sequence[str]) -> int:
       argv: the command line, program name first.
 
     Returns:
-      The exit code, 0.
+      The exit code: 0, or 1 if a detector was scored without some of the pictures.
 
     Raises:
       InputError: see `evaluate`, and flags that make no sense.
     """
     args = _parse(argv[1:])
+    if args.detector:
+        return _detect(args, argv)
     models = _row_names([*args.workdir, *args.weights])
     source, low, high = _data(args)
-    from lljax import parallel  # after the flags: a typing error should not cost the import
-    from lljax.data import sources
-    from lljax.inference import enhancer
+    from lljax.data import sources  # after the flags: a typing error should not cost the import
 
-    parallel.keep_programs()
-    pairs = sources.open(source, split=args.split, low=low, high=high)
+    for name in source.split("+"):
+        if name not in ("folder", *sources.WITH_REFERENCES):
+            raise unknown("source", name, ("folder", *sources.WITH_REFERENCES))
+    references = source != "folder"
+    cards, left_out = choose(
+        _names(args.metrics or ""), args.protocol,
+        Files(args.niqe, args.lpips_alex, args.lpips_vgg, args.brisque), references)
+    pairs = (sources.open(source, split=args.split, low=low, high=high) if references else
+             sources.Pairs(sources.open_tables(source, low=low, high=high)[0]))
     label = _label(source, args.split, low, high)
-    rows = _variants(models, args)
-    systems = {name: enhancer.load(row.path, args.seed, row.settings, row.averaged)
-               for name, row in rows.items()}
+    rows, checkpoints = _variants(models, args), _checkpoints(models, args, pairs)
+    systems = _systems(models, rows, args, checkpoints)
     single = args.workdir[0] if len(args.workdir) == 1 and not args.weights else ""
     out = args.report or args.out or os.path.join(single, f"eval_{label}")
-    described = f"{low} and {high}" if source == "pairs" else f"{source} ({args.split})"
-    info = {"source": described, "seed": args.seed, "models": models}
-    if args.settings:  # apart: who looks a model's row up in "models" wants it as it was trained
-        info["settings"] = {name: ", ".join(row.settings) for name, row in rows.items()
-                            if row.settings}
+    described = {"pairs": f"{low} and {high}", "folder": low}.get(
+        source, f"{source} ({args.split})")
+    info = {**_info(models, rows, args, checkpoints, described, argv), "protocol": args.protocol}
+    if left_out:
+        info["not_computed"] = left_out
     results = evaluate(
         systems, pairs, out=out, with_report=bool(args.report), limit=args.limit, progress=True,
-        info={**info, "command": shlex.join(argv)})
+        baselines=({"all": True, "none": False}.get(args.baselines, _names(args.baselines))),
+        metrics=cards, info=info)
     print(report.table(results))
     more = "report.html, pictures/, " if args.report else ""
     print(f"\nwrote {more}results.json, results.md, results.tex, per_image.csv and "

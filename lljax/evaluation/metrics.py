@@ -1,28 +1,36 @@
 """Metrics: a card for each, so that a number is never shown without what it means.
 
-Every function takes the pixels a user gets: uint8 RGB [H, W, 3], enhanced and reference of one
-size. Sums run in float64 on the host: values do not depend on the device, nothing is compiled for
-a new picture size, and SSIM equals scikit-image's to 1e-12. (float32 SSIM, as on an accelerator,
-is off by up to 1.3e-4 where a picture is flat and bright: a variance is a difference of squares.)
+Every function takes the pixels a user gets: uint8 RGB [H, W, 3], of one size. Sums run in float64
+on the host: values do not depend on the device, nothing is compiled for a new picture size, and
+SSIM equals scikit-image's to 1e-12. (float32 SSIM, as on an accelerator, is off by up to 1.3e-4
+where a picture is flat and bright: a variance is a difference of squares.) Only LPIPS runs on the
+device.
+
+A protocol says what PSNR, SSIM and the gt-mean columns are, so that old papers' numbers can be
+compared like with like; every other column is the same under each.
 """
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from scipy.ndimage import correlate1d
 
-from lljax.errors import InputError
+from lljax.errors import InputError, unknown
+from lljax.evaluation import appearance, blind
+from lljax.evaluation.appearance import GREY
 
-GREY = np.array([0.299, 0.587, 0.114])  # BT.601 luma of RGB, in this order
 PEAK = 255.0
 WINDOW = 11  # px, side of the SSIM window
 SIGMA = 1.5  # px, standard deviation of the SSIM window
 C1 = (0.01 * PEAK) ** 2
 C2 = (0.03 * PEAK) ** 2
+
+Function = Callable[[np.ndarray, np.ndarray | None, np.ndarray], float]
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class Metric:
       key: name in results files, e.g. "psnr".
       title: heading of its column.
       unit: "dB", "grey levels" or "" (a pure number).
-      better: "up" or "down".
+      better: "up", "down", or "one": the nearer to 1 (twice is as far as half).
       range: smallest and largest possible value.
       colour: colour space it is computed in.
       reference: the program that it is to equal.
@@ -42,8 +50,11 @@ class Metric:
         reference twice and is not comparable with one that does not.
       protocol: all of this in short; printed beside every number.
       digits: decimals shown in tables.
-      min_side: shortest picture side it is defined for, px.
-      function: (enhanced, reference), uint8 [H, W, 3] each -> float; raises InputError.
+      min_size: shortest shorter and longer side that it is defined for, px.
+      needs: what the output is compared with: "reference", "low" (the input) or "" (nothing).
+      function: (enhanced, reference, low), uint8 [H, W, 3] each -> float; never NaN. Where `needs`
+        is not "reference", the reference may be None. Raises InputError.
+      infinite: what k infinite values say, for notes; "" if none ever is.
     """
 
     key: str
@@ -57,40 +68,61 @@ class Metric:
     gt_mean: bool
     protocol: str
     digits: int
-    min_side: int
-    function: Callable[[np.ndarray, np.ndarray], float]
+    min_size: tuple[int, int]
+    needs: str
+    function: Function
+    infinite: str = ""
 
     @property
     def heading(self) -> str:
         """Title, unit and direction, e.g. "PSNR dB (up)"."""
-        return " ".join(filter(None, (self.title, self.unit, f"({self.better})")))
+        direction = "(1 is best)" if self.better == "one" else f"({self.better})"
+        return " ".join(filter(None, (self.title, self.unit, direction)))
+
+    def merit(self, values: np.ndarray) -> np.ndarray:
+        """Values [n] on a scale on which more is better, [n]."""
+        if self.better == "one":
+            return nearness(values)
+        return values if self.better == "up" else -values
 
 
-def check(enhanced: np.ndarray, reference: np.ndarray, min_side: int = 1) -> None:
+def nearness(values: np.ndarray) -> np.ndarray:
+    """How near ratios [n], 0 or more, are to 1: 0 at 1, less elsewhere; half is as far as twice."""
+    with np.errstate(divide="ignore"):
+        return -np.abs(np.log(values))
+
+
+def check(enhanced: np.ndarray, reference: np.ndarray, min_size: tuple[int, int] = (1, 1),
+          what: str = "", names: tuple[str, str] = ("enhanced", "reference")) -> None:
     """Refuses what cannot be compared pixel by pixel; nothing is ever resized or rescaled.
 
     Args:
       enhanced: meant to be uint8 [H, W, 3], RGB.
       reference: the same.
-      min_side: shortest allowed side in px.
+      min_size: shortest allowed shorter and longer side in px.
+      what: the metric that needs this size.
+      names: what the two pictures are, for messages.
 
     Raises:
       InputError: another type or shape, two sizes, or a picture that is too small.
     """
-    for what, picture in (("enhanced", enhanced), ("reference", reference)):
+    for name, picture in zip(names, (enhanced, reference), strict=True):
         kind = getattr(picture, "dtype", type(picture).__name__)
         if kind != np.uint8:
-            raise InputError(f"the {what} picture is {kind}; metrics take uint8, 0 to 255: clip, "
+            raise InputError(f"the {name} picture is {kind}; metrics take uint8, 0 to 255: clip, "
                              "scale and round it first")
         if picture.ndim != 3 or picture.shape[2] != 3:
-            raise InputError(f"the {what} picture has shape {tuple(picture.shape)}; "
+            raise InputError(f"the {name} picture has shape {tuple(picture.shape)}; "
                              "metrics take RGB [height, width, 3]")
     if enhanced.shape != reference.shape:
-        raise InputError(f"sizes differ: enhanced is {_size(enhanced)} and reference is "
+        raise InputError(f"sizes differ: {names[0]} is {_size(enhanced)} and {names[1]} is "
                          f"{_size(reference)} (width x height); metrics never resize")
-    if min(enhanced.shape[:2]) < min_side:
-        raise InputError(f"the picture is {_size(enhanced)} (width x height); it needs at least "
-                         f"{min_side} px a side (SSIM's window is {WINDOW} px)")
+    short, long = sorted(enhanced.shape[:2])
+    if short < min_size[0] or long < min_size[1]:
+        wanted = (f"at least {min_size[0]} px a side" if min_size[0] == min_size[1]
+                  else f"sides of at least {min_size[0]} px and {min_size[1]} px")
+        raise InputError(f"the picture is {_size(enhanced)} (width x height); {what or 'it'} "
+                         f"needs {wanted}")
 
 
 def _size(picture: np.ndarray) -> str:
@@ -107,8 +139,7 @@ def psnr(enhanced: np.ndarray, reference: np.ndarray) -> float:
     Raises:
       InputError: see `check`.
     """
-    check(enhanced, reference)
-    return _psnr(enhanced.astype(np.float64), reference.astype(np.float64))
+    return METRICS["psnr"].function(enhanced, reference, enhanced)
 
 
 def ssim(enhanced: np.ndarray, reference: np.ndarray) -> float:
@@ -129,8 +160,7 @@ def ssim(enhanced: np.ndarray, reference: np.ndarray) -> float:
     Raises:
       InputError: see `check`.
     """
-    check(enhanced, reference, WINDOW)
-    return _ssim(enhanced.astype(np.float64), reference.astype(np.float64))
+    return METRICS["ssim"].function(enhanced, reference, enhanced)
 
 
 def mae(enhanced: np.ndarray, reference: np.ndarray) -> float:
@@ -143,46 +173,40 @@ def mae(enhanced: np.ndarray, reference: np.ndarray) -> float:
     Raises:
       InputError: see `check`.
     """
-    check(enhanced, reference)
-    return _mae(enhanced.astype(np.float64), reference.astype(np.float64))
+    return METRICS["mae"].function(enhanced, reference, enhanced)
 
 
-def gt_mean(enhanced: np.ndarray, reference: np.ndarray) -> np.ndarray:
+def gt_mean(enhanced: np.ndarray, reference: np.ndarray, weights: np.ndarray = GREY) -> np.ndarray:
     """The output scaled to the reference's mean grey and clipped: float64 [H, W, 3], 0 to 255.
 
     Papers have at least four "gt-mean" corrections. This one weights RGB by 0.299, 0.587, 0.114
     and does not round after scaling (HVI-CIDNet's; Retinexformer's has the weights of red and blue
-    swapped). Protocols call it gtmean601. A black output has no scale and stays black.
+    swapped, see `PROTOCOLS`). A black output has no scale and stays black.
 
     Args:
       enhanced: uint8 [H, W, 3], RGB.
       reference: the same size.
+      weights: of R, G and B in the mean grey.
 
     Raises:
       InputError: see `check`.
     """
     check(enhanced, reference)
-    grey = (enhanced.mean((0, 1), dtype=np.float64) * GREY).sum()
-    target = (reference.mean((0, 1), dtype=np.float64) * GREY).sum()
-    if grey == 0:
+    return _scale(enhanced, appearance.mean_grey(enhanced, weights),
+                  appearance.mean_grey(reference, weights))
+
+
+def _gt_mean_llflow(enhanced: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Mean of R, G and B of the output to the mean grey of the reference, then truncated."""
+    scaled = _scale(enhanced, float(enhanced.mean(dtype=np.float64)),
+                    appearance.mean_grey(reference, GREY[::-1]))
+    return np.floor(scaled)
+
+
+def _scale(enhanced: np.ndarray, ours: float, theirs: float) -> np.ndarray:
+    if ours == 0:
         return enhanced.astype(np.float64)
-    return np.clip(enhanced * (target / grey), 0, PEAK)
-
-
-def psnr_gt_mean(enhanced: np.ndarray, reference: np.ndarray) -> float:
-    """`psnr` in dB after `gt_mean`; same arguments and errors."""
-    return _psnr(gt_mean(enhanced, reference), reference.astype(np.float64))
-
-
-def ssim_gt_mean(enhanced: np.ndarray, reference: np.ndarray) -> float:
-    """`ssim` after `gt_mean`; same arguments and errors."""
-    check(enhanced, reference, WINDOW)
-    return _ssim(gt_mean(enhanced, reference), reference.astype(np.float64))
-
-
-def mae_gt_mean(enhanced: np.ndarray, reference: np.ndarray) -> float:
-    """`mae` in grey levels after `gt_mean`; same arguments and errors."""
-    return _mae(gt_mean(enhanced, reference), reference.astype(np.float64))
+    return np.clip(enhanced * (theirs / ours), 0, PEAK)
 
 
 def _psnr(a: np.ndarray, b: np.ndarray) -> float:
@@ -194,48 +218,315 @@ def _mae(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.mean(np.abs(a - b)))
 
 
-def _ssim(a: np.ndarray, b: np.ndarray) -> float:
+@dataclass(frozen=True)
+class _Window:
+    """The window of an SSIM, moved over all places where it lies inside the picture."""
+
+    taps: tuple[float, ...]  # along each axis
+    axes: tuple[int, ...] = (0, 1)
+    sample: bool = False  # sample covariance instead of the population's
+
+    def mean(self, plane: np.ndarray) -> np.ndarray:
+        """Weighted mean around every pixel whose window lies inside: [H, W], fewer pixels."""
+        half = len(self.taps) // 2
+        for axis in self.axes:
+            plane = correlate1d(plane, self.taps, axis=axis)
+            plane = plane[half:-half] if axis == 0 else plane[:, half:-half]
+        return plane
+
+    @property
+    def unbiased(self) -> float:
+        """What a population covariance is multiplied with."""
+        count = len(self.taps) ** len(self.axes)
+        return count / (count - 1) if self.sample else 1.0
+
+
+def _gaussian(side: int, sigma: float) -> tuple[float, ...]:
+    taps = np.exp(-0.5 * (np.arange(-(side // 2), side // 2 + 1) / sigma) ** 2)
+    return tuple(taps / taps.sum())
+
+
+_G11 = _Window(_gaussian(WINDOW, SIGMA))
+_U7 = _Window((1 / 7,) * 7, sample=True)
+_U7_COLUMNS = _Window((1 / 7,) * 7, axes=(0,), sample=True)
+
+
+def _ssim(a: np.ndarray, b: np.ndarray, window: _Window = _G11) -> float:
     # One channel at a time: a plane of a usual picture stays in the processor's cache.
-    return float(np.mean([_ssim_plane(a[..., c], b[..., c]) for c in range(a.shape[2])]))
+    return float(np.mean([_ssim_plane(a[..., c], b[..., c], window) for c in range(a.shape[2])]))
 
 
-def _ssim_plane(a: np.ndarray, b: np.ndarray) -> float:
-    mean_a, mean_b = _window(a), _window(b)
+def _ssim_plane(a: np.ndarray, b: np.ndarray, window: _Window = _G11) -> float:
+    mean_a, mean_b = window.mean(a), window.mean(b)
     product = mean_a * mean_b
     squares = mean_a**2 + mean_b**2
-    covariance = _window(a * b) - product
-    variances = _window(a**2 + b**2) - squares  # SSIM needs only their sum: one filter fewer
+    covariance = window.mean(a * b) - product
+    variances = window.mean(a**2 + b**2) - squares  # SSIM needs only their sum: one filter fewer
+    if window.sample:
+        covariance, variances = window.unbiased * covariance, window.unbiased * variances
     # (2 ma mb + C1) (2 sab + C2) / ((ma^2 + mb^2 + C1) (sa^2 + sb^2 + C2))
     values = ((2 * product + C1) * (2 * covariance + C2)) / ((squares + C1) * (variances + C2))
     return float(values.mean())
 
 
-def _window(plane: np.ndarray) -> np.ndarray:
-    """Gaussian mean around every pixel whose window lies inside: [H, W] -> [H - 10, W - 10]."""
-    half = WINDOW // 2
-    taps = np.exp(-0.5 * (np.arange(-half, half + 1) / SIGMA) ** 2)
-    taps /= taps.sum()
-    plane = correlate1d(plane, taps, axis=0)[half:-half]
-    return correlate1d(plane, taps, axis=1)[:, half:-half]
+def _grey(rgb: np.ndarray) -> np.ndarray:
+    """Grey of RGB float [H, W, 3], rounded to whole levels as MATLAB and OpenCV do: [H, W]."""
+    return np.floor(rgb @ GREY + 0.5)
+
+
+def _of_luma(function: Callable[..., float]) -> Callable[..., float]:
+    return lambda a, b: function(blind.luma(a), blind.luma(b))
+
+
+def _of_grey(function: Callable[..., float]) -> Callable[..., float]:
+    return lambda a, b: function(_grey(a), _grey(b))
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """How a family of papers computes PSNR, SSIM and the gt-mean columns.
+
+    Attributes:
+      about: one line for --help and the docs.
+      ssim: (a, b), float64 [H, W, 3] of 0 to 255 -> float.
+      ssim_colour, ssim_tag, ssim_program: of the card of SSIM.
+      ssim_side: shortest side that SSIM is defined for, px.
+      gt_mean: (enhanced, reference), uint8 [H, W, 3] -> float64 [H, W, 3].
+      gt_mean_tag: of the cards of the gt-mean columns.
+      rounds: whether all gt-mean columns but PSNR are of that picture rounded to whole levels.
+    """
+
+    about: str
+    ssim: Callable[[np.ndarray, np.ndarray], float]
+    ssim_colour: str
+    ssim_tag: str
+    ssim_program: str
+    ssim_side: int
+    gt_mean: Callable[[np.ndarray, np.ndarray], np.ndarray]
+    gt_mean_tag: str
+    rounds: bool = False
 
 
 _SKIMAGE = "scikit-image peak_signal_noise_ratio, data_range=255"
-_SKIMAGE_SSIM = ("scikit-image structural_similarity, gaussian_weights=True, sigma=1.5, "
-                 "use_sample_covariance=False, channel_axis=2, data_range=255")
-_CARDS = (
-    Metric("psnr", "PSNR", "dB", "up", (0.0, math.inf), "RGB", _SKIMAGE, 1e-4, False,
-           "psnr[rgb,u8]", 2, 1, psnr),
-    Metric("ssim", "SSIM", "", "up", (-1.0, 1.0), "RGB, mean over channels", _SKIMAGE_SSIM, 1e-5,
-           False, "ssim[rgb,g11,s1.5,valid,u8]", 4, WINDOW, ssim),
-    Metric("mae", "MAE", "grey levels", "down", (0.0, PEAK), "RGB", "numpy, mean(abs(a - b))",
-           1e-9, False, "mae[rgb,u8,0-255]", 1, 1, mae),
-    Metric("psnr_gtm", "PSNR-gtm", "dB", "up", (0.0, math.inf), "RGB", _SKIMAGE, 1e-4, True,
-           "psnr[rgb,u8,gtmean601]", 2, 1, psnr_gt_mean),
-    Metric("ssim_gtm", "SSIM-gtm", "", "up", (-1.0, 1.0), "RGB, mean over channels",
-           _SKIMAGE_SSIM, 1e-5, True, "ssim[rgb,g11,s1.5,valid,u8,gtmean601]", 4,
-           WINDOW, ssim_gt_mean),
-    Metric("mae_gtm", "MAE-gtm", "grey levels", "down", (0.0, PEAK), "RGB",
-           "numpy, mean(abs(a - b))", 1e-9, True, "mae[rgb,u8,0-255,gtmean601]", 1, 1,
-           mae_gt_mean),
-)
-METRICS: dict[str, Metric] = {card.key: card for card in _CARDS}
+_SKIMAGE_SSIM = "scikit-image structural_similarity, {}data_range=255"
+_FIVE = _SKIMAGE_SSIM.format("gaussian_weights=True, sigma=1.5, use_sample_covariance=False, "
+                             "channel_axis=2, ")
+_G11_TAG = "g11,s1.5,valid,u8"
+_RGB_MEAN = "RGB, mean over channels"
+_OURS = (_ssim, _RGB_MEAN, f"rgb,{_G11_TAG}", _FIVE, WINDOW)
+PROTOCOLS = {
+    "lljax": Protocol(
+        "RGB; SSIM with an 11 px Gaussian; gt-mean by BT.601 grey, not rounded", *_OURS, gt_mean,
+        "gtmean601"),
+    "retinexformer": Protocol(
+        "as lljax, but gt-mean's weights of red and blue are swapped, and its SSIM is of the "
+        "rounded picture", *_OURS, functools.partial(gt_mean, weights=GREY[::-1]), "gtmean601bgr",
+        rounds=True),
+    "llflow": Protocol(
+        "SSIM of grey in windows of 7 px down each column; gt-mean takes the mean of R, G and B "
+        "to the reference's grey (red and blue swapped) and truncates",
+        lambda a, b: _ssim_plane(_grey(a), _grey(b), _U7_COLUMNS), "grey, BT.601",
+        "grey,u7x1,sample,valid,u8",
+        _SKIMAGE_SSIM.format("of a grey picture with channel_axis=1, "), 7, _gt_mean_llflow,
+        "gtmeanrgb-bgr,trunc"),
+    "skimage-default": Protocol(
+        "SSIM as scikit-image computes it unasked: RGB, uniform window of 7 px, sample covariance",
+        functools.partial(_ssim, window=_U7), _RGB_MEAN, "rgb,u7,sample,valid,u8",
+        _SKIMAGE_SSIM.format("channel_axis=2, "), 7, gt_mean, "gtmean601"),
+}
+DEFAULT_PROTOCOL = "lljax"
+DEFAULT = ("psnr", "ssim", "mae", "psnr_gtm", "ssim_gtm", "mae_gtm")
+DEFAULT_WITHOUT_REFERENCES = ("loe", "cast", "noise")
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files that some metrics need; a metric without its files cannot be computed.
+
+    Attributes:
+      niqe: NIQE's parameters, see `blind.Niqe`.
+      lpips_alex: AlexNet and LPIPS's heads for it, see `lpips.Lpips`.
+      lpips_vgg: VGG16 and LPIPS's heads for it.
+      brisque: BRISQUE's model and range, see `blind.Brisque`.
+    """
+
+    niqe: str | None = None
+    lpips_alex: Sequence[str] | None = None
+    lpips_vgg: Sequence[str] | None = None
+    brisque: Sequence[str] | None = None
+
+
+_FLAGS = {"niqe": "--niqe FILE", "lpips_alex": "--lpips-alex ALEXNET HEADS",
+          "lpips_vgg": "--lpips-vgg VGG16 HEADS", "brisque": "--brisque MODEL RANGE"}
+
+
+def _full_reference(protocol: Protocol, key: str, title: str, unit: str, better: str,
+                    limits: tuple[float, float], colour: str, program: str, tolerance: float,
+                    tag: str, digits: int, side: int,
+                    compute: Callable[[np.ndarray, np.ndarray], float]) -> list[Metric]:
+    """The cards of a metric on float64 pictures of 0 to 255: as it is, and after gt-mean."""
+    infinite = "k outputs equal their reference" if unit == "dB" else ""
+
+    def plain(enhanced, reference, low):
+        check(enhanced, reference, (side, side), title)
+        return compute(enhanced.astype(np.float64), reference.astype(np.float64))
+
+    def corrected(enhanced, reference, low):
+        check(enhanced, reference, (side, side), title)
+        scaled = protocol.gt_mean(enhanced, reference)
+        if protocol.rounds and unit != "dB":
+            scaled = np.rint(scaled)
+        return compute(scaled, reference.astype(np.float64))
+
+    rest = digits, (side, side), "reference"
+    return [
+        Metric(key, title, unit, better, limits, colour, program, tolerance, False,
+               f"{key.split('_')[0]}[{tag}]", *rest, plain, infinite),
+        Metric(f"{key}_gtm", f"{title}-gtm", unit, better, limits, colour, program, tolerance,
+               True, f"{key.split('_')[0]}[{tag},{protocol.gt_mean_tag}]", *rest, corrected,
+               infinite)]
+
+
+def _other(key: str, title: str, unit: str, better: str, limits: tuple[float, float], colour: str,
+           program: str, tolerance: float, tag: str, digits: int, min_size: tuple[int, int],
+           needs: str, function: Function, infinite: str = "") -> Metric:
+    """The card of a metric that may do without a reference."""
+    def checked(enhanced, reference, low):
+        second = reference if needs == "reference" else low
+        name = "reference" if needs == "reference" else "low"
+        check(enhanced, second, min_size, title, ("enhanced", name))
+        return function(enhanced, reference, low)
+
+    return Metric(key, title, unit, better, limits, colour, program, tolerance, False,
+                  f"{key.split('_')[0]}[{tag}]", digits, min_size, needs, checked, infinite)
+
+
+def cards(protocol: str = DEFAULT_PROTOCOL, files: Files = Files(),
+          references: bool = True) -> dict[str, Metric]:
+    """Every metric that can be computed, by key.
+
+    Args:
+      protocol: of `PROTOCOLS`.
+      files: what was given; without its files a metric is not among these.
+      references: whether there are references; else only what does without.
+
+    Raises:
+      InputError: an unknown protocol, or a file that does not hold what it is given for.
+    """
+    if protocol not in PROTOCOLS:
+        raise unknown("protocol", protocol, PROTOCOLS)
+    rules = PROTOCOLS[protocol]
+    psnr_range, ssim_range, levels = (0.0, math.inf), (-1.0, 1.0), (0.0, PEAK)
+    of = functools.partial(_full_reference, rules)
+    made = [
+        *of("psnr", "PSNR", "dB", "up", psnr_range, "RGB", _SKIMAGE, 1e-4, "rgb,u8", 2, 1, _psnr),
+        *of("ssim", "SSIM", "", "up", ssim_range, rules.ssim_colour, rules.ssim_program, 1e-5,
+            rules.ssim_tag, 4, rules.ssim_side, rules.ssim),
+        *of("mae", "MAE", "grey levels", "down", levels, "RGB", "numpy, mean(abs(a - b))", 1e-9,
+            "rgb,u8,0-255", 1, 1, _mae),
+        *of("psnr_y", "PSNR-Y", "dB", "up", psnr_range, "luma, BT.601, 16 to 235",
+            "BasicSR calculate_psnr, test_y_channel=True", 1e-4, "y601,u8", 2, 1, _of_luma(_psnr)),
+        *of("ssim_y", "SSIM-Y", "", "up", ssim_range, "luma, BT.601, 16 to 235",
+            "BasicSR calculate_ssim, test_y_channel=True", 1e-5, f"y601,{_G11_TAG}", 4, WINDOW,
+            _of_luma(_ssim_plane)),
+        *of("ssim_grey", "SSIM-grey", "", "up", ssim_range, "grey, BT.601, rounded",
+            _FIVE.replace("channel_axis=2, ", ""), 1e-5, f"grey601,{_G11_TAG}", 4, WINDOW,
+            _of_grey(_ssim_plane)),
+    ]
+    for net, given in (("alex", files.lpips_alex), ("vgg", files.lpips_vgg)):
+        if given:
+            from lljax.evaluation.lpips import MIN_SIDE, Lpips  # JAX is slow to import
+
+            made += of(f"lpips_{net}", f"LPIPS-{net}", "", "down", psnr_range, "RGB",
+                       f"lpips 0.1, net={net}", 1e-4, f"{net},v0.1,rgb,u8", 4, MIN_SIDE[net],
+                       Lpips(net, *given))
+    made += [
+        _other("brightness", "Brightness ratio", "", "one", psnr_range, "grey, BT.601",
+               "numpy, mean(a) / mean(b)", 1e-9, "grey601,u8,to-reference", 3, (1, 1),
+               "reference", lambda e, r, _: appearance.brightness(e, r),
+               "k references are black"),
+        _cast(references),
+        _other("loe", "LOE", "", "down", psnr_range, "largest of R, G, B",
+               "Wang et al. 2013, pixel by pixel", 1e-9, "max,u8,cubic50,to-low", 1, (1, 1), "low",
+               lambda e, _, low: appearance.loe(e, low)),
+        _other("noise", "Noise", "grey levels", "down", (0.0, math.inf), "RGB, mean over channels",
+               "Immerkaer 1996", 1e-9, "rgb,u8,immerkaer", 2, (3, 3), "",
+               lambda e, _, __: appearance.noise(e)),
+    ]
+    if files.niqe:
+        niqe = blind.Niqe(files.niqe)
+        made.append(_other(
+            "niqe", "NIQE", "", "down", psnr_range, "luma, BT.601, 16 to 235, rounded",
+            "BasicSR calculate_niqe, convert_to='y', MATLAB's imresize", 1e-3,
+            "y601,u8,b96,authors", 3, (blind.BLOCK, 2 * blind.BLOCK), "", lambda e, _, __: niqe(e),
+            "k outputs lack two blocks of 96 px with texture"))
+    if files.brisque:
+        brisque = blind.Brisque(*files.brisque)
+        made.append(_other(
+            "brisque", "BRISQUE", "", "down", (0.0, 100.0), "grey", "OpenCV QualityBRISQUE", 1e-9,
+            "opencv,u8", 2, (16, 16), "", lambda e, _, __: brisque(e)))
+    return {card.key: card for card in made if references or card.needs != "reference"}
+
+
+def _cast(references: bool) -> Metric:
+    """Cast has two definitions, so two cards."""
+    against = "reference" if references else "grey"
+    return _other(
+        "cast", "Colour cast", "degrees", "down", (0.0, 90.0), "RGB, mean colour",
+        f"numpy, angle to {against}", 1e-9, f"rgb,u8,angle-to-{against}", 2, (1, 1),
+        "reference" if references else "",
+        lambda enhanced, reference, _: appearance.cast(enhanced, reference if references else None))
+
+
+_NO_FILES = cards()
+METRICS: dict[str, Metric] = {key: _NO_FILES[key] for key in DEFAULT}
+"""The columns of a table unless others are asked for."""
+
+KNOWN = (*_NO_FILES, *(f"lpips_{net}{end}" for net in ("alex", "vgg") for end in ("", "_gtm")),
+         "niqe", "brisque")
+WITHOUT_REFERENCES = (*cards(references=False), "niqe", "brisque")
+
+
+def choose(asked: Iterable[str] = (), protocol: str = DEFAULT_PROTOCOL, files: Files = Files(),
+           references: bool = True) -> tuple[list[Metric], dict[str, str]]:
+    """The columns of a table, and why others are not among them.
+
+    Args:
+      asked: keys in the order of the columns; "default" stands for the default columns, "all" for
+        all that can be computed. Nothing: the default columns and those whose files are given.
+      protocol: of `PROTOCOLS`.
+      files: what was given.
+      references: whether there are references.
+
+    Returns:
+      Cards, and with "all" key -> why that metric is not computed.
+
+    Raises:
+      InputError: an unknown metric or protocol, one that cannot be computed, or a bad file.
+    """
+    given = [field.name for field in fields(files) if getattr(files, field.name)]
+    default = DEFAULT if references else DEFAULT_WITHOUT_REFERENCES
+    wanted = list(asked) or ["default", *(key for key in given if references
+                                          or key in WITHOUT_REFERENCES)]
+    for key in wanted:
+        if key not in ("all", "default", *KNOWN):
+            raise unknown("metric", key, ("all", "default", *KNOWN))
+    there = cards(protocol, files, references)
+    left_out = {key: _why_not(key, references) for key in KNOWN if key not in there}
+    keys: list[str] = []
+    for key in wanted:
+        if key in left_out:
+            raise InputError(f"metric {key}: {left_out[key]}")
+        keys += default if key == "default" else there if key == "all" else [key]
+    told = {key: why for key, why in left_out.items() if key.removesuffix("_gtm") == key}
+    return [there[key] for key in dict.fromkeys(keys)], told if "all" in wanted else {}
+
+
+def _why_not(key: str, references: bool) -> str:
+    """Why a known metric is not among the `cards`."""
+    if not references and key not in WITHOUT_REFERENCES:
+        return ("it compares with references, and there are none; without them there are "
+                + ", ".join(WITHOUT_REFERENCES))
+    if key == "brisque" and (reason := blind.brisque_absent()):
+        return reason
+    return f"it needs files: give {_FLAGS[key.removesuffix('_gtm')]}, see docs/metrics.md"

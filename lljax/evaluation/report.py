@@ -30,106 +30,179 @@ THUMBNAIL = 320  # px, longest side of the small pictures that report.html shows
 _MARK = '<meta name="generator" content="lljax">'  # a report.html with it may be replaced
 
 
-# Tables: one content (`_sections`), four ways to write it down.
+# Tables: one content, four ways to write it down.
 
 
-class _Cell(NamedTuple):
+class Cell(NamedTuple):
+    """A table's cell; what does not apply is "".
+
+    Attributes:
+      value: the number.
+      spread: standard deviation over pictures.
+      interval: 95 %, in brackets.
+      count: pictures better / worse, and the test's p.
+      best: whether the value is bold.
+    """
+
     value: str
-    interval: str = ""  # 95 %, in brackets
-    count: str = ""  # pictures better / worse
+    spread: str = ""
+    interval: str = ""
+    count: str = ""
     best: bool = False
 
     @property
+    def small(self) -> str:
+        """All but the value."""
+        spread = f"\u00b1 {self.spread}" if self.spread else ""
+        return " ".join(filter(None, (spread, self.interval, self.count)))
+
+    @property
     def text(self) -> str:
-        return " ".join(filter(None, (self.value, self.interval, self.count)))
+        """Everything."""
+        return " ".join(filter(None, (self.value, self.small)))
 
 
-class _Section(NamedTuple):
+class Section(NamedTuple):
+    """A table: a title, a card a column, and (system, a cell a column) a row."""
+
     title: str
-    cards: list[Metric]
-    rows: list[tuple[str, list[_Cell]]]  # system, a cell a metric
+    cards: Sequence[Metric]
+    rows: list[tuple[str, list[Cell]]]
 
 
-def _sections(results: Results) -> list[_Section]:
+class Content(NamedTuple):
+    """Tables, what they are over, and what a reader of them has to know."""
+
+    scope: str
+    sections: list[Section]
+    notes: list[str]
+
+
+_BOLD = "bold: better than every other row, no paired 95 % interval has a 0 in it"
+_TEXT, _LATEX_COLUMNS = 100, 4  # widest: characters of a line, columns of a LaTeX table
+
+
+def _content(results: Results) -> Content:
     """Scores, scores after gt-mean, then the same two as differences from the first row."""
     plain, corrected = ([card for card in results.metrics if card.gt_mean == wanted]
                         for wanted in (False, True))
     first, *others = results.systems
     scaled = "after scaling each output to its reference's mean grey"
-    scores = [_Section(title, cards, [(name, [_score_cell(results, name, card) for card in cards])
-                                      for name in results.systems])
+    scores = [Section(title, cards, [(name, [_score_cell(results, name, card) for card in cards])
+                                     for name in results.systems])
               for title, cards in (("scores", plain),
                                    (f"{scaled} (never compare with the above)", corrected))]
-    if not others:
-        return scores
-    minus = f"each row minus {first}, paired by picture; w/l: better on w, worse on l"
-    return scores + [
-        _Section(title, cards, [(name, [_difference_cell(results, name, first, card)
-                                        for card in cards]) for name in others])
-        for title, cards in ((minus, plain), (f"the same {scaled}", corrected))]
+    minus = (f"each row minus {first}, paired by picture; w/l: better on w, worse on l; p: "
+             "Wilcoxon signed-rank")
+    differences = [
+        Section(title, cards, [(name, [_difference_cell(results, name, first, card)
+                                       for card in cards]) for name in others])
+        for title, cards in ((minus, plain), (f"the same {scaled}", corrected)) if others]
+    notes = []
+    infinite = dict.fromkeys(card.infinite for k, card in enumerate(results.metrics)
+                             if np.isinf(results.values[..., k]).any())
+    if infinite:
+        notes.append(f"inf (k of n): {' or '.join(infinite)}")
+    for key, reason in results.info.get("not_computed", {}).items():
+        notes.append(f"{key} is not computed: {reason}")
+    if others:
+        notes.append("p is two-sided and not corrected for the "
+                     f"{len(others) * len(results.metrics)} comparisons made here")
+        if len(results.names) < 6:
+            notes.append("with fewer than 6 pictures p cannot be under 0.05")
+    sections = [section for section in scores + differences if section.cards]
+    return Content(_caption(results), sections, notes)
 
 
-def _score_cell(results: Results, system: str, card: Metric) -> _Cell:
+def _score_cell(results: Results, system: str, card: Metric) -> Cell:
     summary = results.summary(system)[card.key]
     if summary.n_inf:
-        return _Cell(f"inf ({summary.n_inf} of {summary.n})")
-    return _Cell(f"{summary.mean:.{card.digits}f}", _brackets(summary.ci95, card),
-                 best=results.is_best(system, card.key))
+        return Cell(f"inf ({summary.n_inf} of {summary.n})")
+    spread = "" if summary.sd is None else f"{summary.sd:.{card.digits}f}"
+    return Cell(f"{summary.mean:.{card.digits}f}", spread, brackets(summary.ci95, card.digits),
+                best=results.is_best(system, card.key))
 
 
-def _difference_cell(results: Results, system: str, first: str, card: Metric) -> _Cell:
+def _difference_cell(results: Results, system: str, first: str, card: Metric) -> Cell:
     difference = results.difference(system, first)[card.key]
     value = "inf" if difference.mean is None else f"{difference.mean:+.{card.digits}f}"
-    return _Cell(value, _brackets(difference.ci95, card),
-                 f"{difference.wins}/{difference.losses}")
+    p = "" if difference.p is None else f" {_p(difference.p)}"
+    return Cell(value, interval=brackets(difference.ci95, card.digits),
+                count=f"{difference.wins}/{difference.losses}{p}")
 
 
-def _brackets(ci95: tuple[float, float] | None, card: Metric) -> str:
-    return "" if ci95 is None else "[{:.{d}f}, {:.{d}f}]".format(*ci95, d=card.digits)
+def _p(value: float) -> str:
+    return "p<0.0001" if value < 1e-4 else f"p={value:.2g}"
 
 
-def _caption(results: Results, arrows: bool = False) -> str:
+def brackets(ci95: tuple[float, float] | None, digits: int) -> str:
+    """An interval as text, "" without one."""
+    return "" if ci95 is None else "[{:.{d}f}, {:.{d}f}]".format(*ci95, d=digits)
+
+
+def _caption(results: Results) -> str:
     source = results.info.get("source")
     n, total = len(results.names), results.info.get("pictures_in_source", len(results.names))
     shown = f"{n} pictures" if n == total else f"the first {n} of {total} pictures"
     shown += f" of {source}" if source else ""
-    shown += "; mean [95 % bootstrap interval over pictures]" if n > 1 else "; no interval"
-    return shown + ("; arrows point to the better side" if arrows else "; (up): higher is better")
+    return shown + ("; mean \u00b1 sd [95 % bootstrap interval of the mean] over pictures"
+                    if n > 1 else "; no interval")
 
 
-def _notes(results: Results, bold: bool = True) -> list[str]:
-    """What a reader of the tables has to know, as far as it occurs in them."""
-    notes = []
-    cells = [cell for section in _sections(results) for _, row in section.rows for cell in row]
-    if bold and any(cell.best for cell in cells):
-        notes.append("bold: better than every other row, no paired 95 % interval has a 0 in it")
-    if np.isinf(results.values).any():
-        notes.append("inf (k of n): k outputs equal their reference")
-    return notes
+def _notes(content: Content) -> list[str]:
+    """Notes for a table that can have bold values."""
+    bold = any(cell.best for section in content.sections for _, row in section.rows
+               for cell in row)
+    return [_BOLD] * bold + content.notes
 
 
 def table(results: Results) -> str:
     """The results as fixed-width text: scores, those after gt-mean, paired differences."""
-    lines = [_caption(results)]
-    for section in _sections(results):
+    return text_tables(_content(results))
+
+
+def text_tables(content: Content) -> str:
+    """Tables as fixed-width text; columns that do not fit beside the others stand below them."""
+    lines = [f"{content.scope}; (up): higher is better"]
+    for section in content.sections:
         lines += ["", f"{section.title}:"]
-        rows = [["", *(card.heading for card in section.cards)],
-                *([name, *(cell.text for cell in cells)] for name, cells in section.rows)]
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)
-                            ).rstrip() for row in rows]
+        names = ["", *(name for name, _ in section.rows)]
+        columns = [[card.heading, *(cells[i].text for _, cells in section.rows)]
+                   for i, card in enumerate(section.cards)]
+        for block in _blocks(names, columns):
+            widths = [max(map(len, column)) for column in block]
+            lines += ["  ".join(cell.ljust(width) for cell, width in
+                                zip(row, widths, strict=True)).rstrip()
+                      for row in zip(*block, strict=True)]
         lines.append("  " + " ".join(card.protocol for card in section.cards))
-    return "\n".join([*lines, *_notes(results, bold=False)])
+    return "\n".join([*lines, *content.notes])
+
+
+def _blocks(names: list[str], columns: list[list[str]]) -> list[list[list[str]]]:
+    """The columns in groups that fit into a line, each with the names before it."""
+    blocks: list[list[list[str]]] = []
+    for column in columns:
+        together = [*blocks[-1], column] if blocks else []
+        if together and sum(2 + max(map(len, one)) for one in together) - 2 <= _TEXT:
+            blocks[-1] = together
+        else:
+            blocks.append([names, column])
+    return blocks
 
 
 def markdown(results: Results) -> str:
     """The results as Markdown tables, each with its protocols below it."""
+    return markdown_tables(_content(results))
+
+
+def markdown_tables(content: Content) -> str:
+    """Tables as Markdown."""
     def line(cells: Sequence[str]) -> str:
         safe = (_one_line(cell).replace("|", "\\|").replace("<", "&lt;") for cell in cells)
         return "| " + " | ".join(safe) + " |"
 
     blocks = []
-    for section in _sections(results):
+    for section in content.sections:
         rows = [line(["system", *(card.heading for card in section.cards)]),
                 "|---" * (len(section.cards) + 1) + "|"]
         rows += [line([name, *(f"**{cell.text}**" if cell.best else cell.text for cell in cells)])
@@ -137,7 +210,7 @@ def markdown(results: Results) -> str:
         protocols = ", ".join(f"`{card.protocol}`" for card in section.cards)
         blocks.append("\n".join([f"{_sentence(section.title)}:", "", *rows, "",
                                  f"Protocols: {protocols}."]))
-    notes = "; ".join([_caption(results), *_notes(results)])
+    notes = "; ".join([f"{content.scope}; (up): higher is better", *_notes(content)])
     return "\n\n".join([*blocks, f"{_sentence(notes)}."])
 
 
@@ -147,29 +220,42 @@ def latex(results: Results) -> str:
     A value is bold where its row is better than every other row in pairs (see
     `Results.is_best`); a column in which the pictures do not settle that has no bold value.
     """
+    return latex_tables(_content(results))
+
+
+def latex_tables(content: Content) -> str:
+    """Tables as LaTeX (booktabs); one with too many columns for a page becomes several."""
     blocks = [r"% \usepackage{booktabs}"]
-    for section in _sections(results):
-        head = " & ".join(["System", *(_latex_heading(card) for card in section.cards)])
-        rows = [" & ".join([escape_latex(name), *map(_latex_cell, cells)]) + r" \\"
-                for name, cells in section.rows]
-        after = sum(name not in BASELINES for name, _ in section.rows)
-        if 0 < after < len(rows):
-            rows.insert(after, r"\midrule")
-        protocols = ", ".join(rf"\texttt{{{escape_latex(card.protocol)}}}"
-                              for card in section.cards)
-        title = escape_latex(_sentence(section.title))
-        notes = escape_latex(_sentence(
-            "; ".join([_caption(results, arrows=True), *_notes(results)])))
-        blocks.append("\n".join([
-            r"\begin{table}", r"\centering\small\setlength{\tabcolsep}{4pt}",
-            rf"\begin{{tabular}}{{l{'r' * len(section.cards)}}}",
-            r"\toprule", rf"{head} \\", r"\midrule", *rows, r"\bottomrule", r"\end{tabular}",
-            rf"\caption{{{title}. {notes}. Protocols: {protocols}.}}", r"\end{table}"]))
+    notes = escape_latex(_sentence("; ".join(
+        [f"{content.scope}; arrows point to the better side", *_notes(content)])))
+    for section in content.sections:
+        parts = -(-len(section.cards) // _LATEX_COLUMNS)
+        size = -(-len(section.cards) // parts)  # as equal as can be
+        for start in range(0, len(section.cards), size):
+            blocks.append(_latex_table(section, slice(start, start + size), notes))
     return "\n\n".join(blocks)
 
 
+def _latex_table(section: Section, part: slice, notes: str) -> str:
+    cards = section.cards[part]
+    head = " & ".join(["System", *(_latex_heading(card) for card in cards)])
+    rows = [" & ".join([escape_latex(name), *map(_latex_cell, cells[part])]) + r" \\"
+            for name, cells in section.rows]
+    after = sum(name not in BASELINES for name, _ in section.rows)
+    if 0 < after < len(rows):
+        rows.insert(after, r"\midrule")
+    protocols = ", ".join(rf"\texttt{{{escape_latex(card.protocol)}}}" for card in cards)
+    title = escape_latex(_sentence(section.title))
+    return "\n".join([
+        r"\begin{table}", r"\centering\small\setlength{\tabcolsep}{4pt}",
+        rf"\begin{{tabular}}{{l{'r' * len(cards)}}}",
+        r"\toprule", rf"{head} \\", r"\midrule", *rows, r"\bottomrule", r"\end{tabular}",
+        rf"\caption{{{title}. {notes}. Protocols: {protocols}.}}", r"\end{table}"])
+
+
 _LATEX = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
-          "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}", '"': "''",
+          "\u00b1": r"$\pm$", "<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}",
+          '"': "''",
           **{c: f"\\{c}" for c in "&%$#_{}"}}
 
 
@@ -179,14 +265,14 @@ def escape_latex(text: str) -> str:
 
 
 def _latex_heading(card: Metric) -> str:
-    arrow = r"$\uparrow$" if card.better == "up" else r"$\downarrow$"
+    arrow = {"up": r"$\uparrow$", "down": r"$\downarrow$", "one": r"$\to 1$"}[card.better]
     return " ".join(filter(None, (escape_latex(card.title), escape_latex(card.unit), arrow)))
 
 
-def _latex_cell(cell: _Cell) -> str:
-    value, interval = (part.replace("-", "$-$") for part in (cell.value, cell.interval))
+def _latex_cell(cell: Cell) -> str:
+    value, small = (part.replace("-", "$-$").replace("\u00b1", r"$\pm$").replace("<", "$<$")
+                    for part in (cell.value, cell.small))
     shown = rf"\textbf{{{value}}}" if cell.best else value
-    small = " ".join(filter(None, (interval, cell.count)))
     return shown + (rf" {{\scriptsize {small}}}" if small else "")
 
 
@@ -266,15 +352,16 @@ class Pictures:
       Low-light pictures, references and baselines are there to be looked at: JPEG, quality 95.
 
     Attributes:
-      labels: "low", the systems, "reference"; what "identity" returns is not written again, its
-        files are those of "low".
+      labels: "low", the systems, "reference" if there are references; what "identity" returns is
+        not written again, its files are those of "low".
       names: the pictures' names.
       sizes: [i] is (width, height) in px.
     """
 
-    def __init__(self, out: str, names: Sequence[str], systems: Sequence[str]):
+    def __init__(self, out: str, names: Sequence[str], systems: Sequence[str],
+                 references: bool = True):
         self.out, self.names = out, list(names)
-        self.labels = [LOW, *systems, REFERENCE]
+        self.labels = [LOW, *systems, *([REFERENCE] if references else [])]
         self.sizes: list[tuple[int, int]] = [(0, 0)] * len(self.names)
         written = [label for label in self.labels if label != "identity"]
         self._folders = dict(zip(written, _file_names(["thumbnails", *written])[1:], strict=True))
@@ -364,6 +451,20 @@ def _file_names(names: Sequence[str]) -> list[str]:
     return safe
 
 
+def write_texts(out: str, texts: Mapping[str, str]) -> None:
+    """Writes text files (name -> content) into `out`, each whole or not at all.
+
+    Raises:
+      InputError: the folder cannot be made or written to.
+    """
+    with writing(out):
+        os.makedirs(out, exist_ok=True)
+        for name, text in texts.items():
+            with images.atomic(os.path.join(out, name)) as file:
+                # A file name need not be UTF-8.
+                file.write(text.encode("utf-8", "backslashreplace"))
+
+
 @contextlib.contextmanager
 def writing(out: str) -> Iterator[None]:
     """What goes wrong with files while writing into the folder `out` is an `InputError`."""
@@ -389,10 +490,13 @@ def write_report(results: Results, pictures: Pictures, out: str) -> None:
       InputError: the file cannot be written.
     """
     template = importlib.resources.files(__package__).joinpath("report.html").read_text("utf-8")
-    parts = {"mark": _MARK, "caption": escape(_sentence(_caption(results, arrows=True))),
-             "notes": escape("; ".join(_notes(results))),
-             "tables": _html_tables(results),
-             "plots": "\n".join(_plot(results, card) for card in results.metrics),
+    content = _content(results)
+    caption = _sentence(f"{content.scope}; arrows point to the better side")
+    parts = {"mark": _MARK, "caption": escape(caption),
+             "notes": escape("; ".join(_notes(content))),
+             "tables": _html_tables(content),
+             "plots": "\n".join(_score_plot(results, card) for card in results.metrics),
+             "differences": _difference_plots(results),
              "pictures": _html_pictures(results, pictures), "info": _html_info(results),
              "data": _data(results, pictures)}
     # One pass: what a part contains is never taken for a place to fill.
@@ -406,15 +510,15 @@ def escape(text: str) -> str:
     return html.escape(text, quote=True)
 
 
-def _html_tables(results: Results) -> str:
+def _html_tables(content: Content) -> str:
     blocks = []
-    for k, section in enumerate(_sections(results)):
+    for k, section in enumerate(content.sections):
         head = "".join(f'<th scope="col">{_html_heading(card)}</th>' for card in section.cards)
         rows = []
         for name, cells in section.rows:
             body = "".join(
                 f'<td{" class=best" if cell.best else ""}><span>{escape(cell.value)}</span> '
-                f"<small>{escape(' '.join(filter(None, (cell.interval, cell.count))))}</small></td>"
+                f"<small>{escape(cell.small)}</small></td>"
                 for cell in cells)
             kind = ' class="baseline"' if name in BASELINES else ""
             rows.append(f'<tr{kind}><th scope="row">{escape(name)}</th>{body}</tr>')
@@ -431,17 +535,55 @@ def _html_tables(results: Results) -> str:
 
 
 def _html_heading(card: Metric) -> str:
-    arrow, word = ("\u2191", "higher") if card.better == "up" else ("\u2193", "lower")
+    arrow, word = {"up": ("\u2191", "higher"), "down": ("\u2193", "lower"),
+                   "one": ("\u21921", "nearer to 1")}[card.better]
     name = " ".join(filter(None, (card.title, card.unit)))
     return f'{escape(name)} <abbr title="{word} is better">{arrow}</abbr>'
 
 
-def _plot(results: Results, card: Metric) -> str:
+class _Band(NamedTuple):
+    """One system's values in a plot."""
+
+    name: str
+    label: str  # the mean, as text
+    values: np.ndarray  # [picture]
+    mean: float | None
+    ci95: tuple[float, float] | None
+
+
+def _score_plot(results: Results, card: Metric) -> str:
+    bands = []
+    for name in results.systems:
+        cell, summary = _score_cell(results, name, card), results.summary(name)[card.key]
+        label = " ".join(filter(None, (cell.value, cell.interval)))
+        bands.append(_Band(name, label, results.of(name, card.key), summary.mean, summary.ci95))
+    return _plot(results.names, card, bands)
+
+
+def _difference_plots(results: Results) -> str:
+    """What other models do better or worse than the first, picture by picture."""
+    first, *others = [name for name in results.systems if name not in BASELINES] or [None]
+    if not others:
+        return ""
+    figures = []
+    for card in results.metrics:
+        bands = []
+        for name in others:
+            found = results.difference(name, first)[card.key]
+            a, b = results.of(name, card.key), results.of(first, card.key)
+            values = np.subtract(a, b, out=np.zeros_like(a), where=a != b)  # inf - inf is a tie
+            bands.append(_Band(name, _difference_cell(results, name, first, card).text, values,
+                               found.mean, found.ci95))
+        figures.append(_plot(results.names, card, bands, zero=True))
+    return (f"<h3>Differences from {escape(first)}, picture by picture</h3>\n"
+            '<div class="plots">' + "\n".join(figures) + "</div>")
+
+
+def _plot(names: Sequence[str], card: Metric, bands: Sequence[_Band], zero: bool = False) -> str:
     """One metric as SVG: a dot a picture, the mean, and its interval; one band a system."""
     width, band, top = 400, 46, 18
-    height = top + band * len(results.systems) + 24
-    values = {name: results.of(name, card.key) for name in results.systems}
-    finite = np.concatenate([v[np.isfinite(v)] for v in values.values()])
+    height = top + band * len(bands) + 24
+    finite = np.concatenate([b.values[np.isfinite(b.values)] for b in bands] + [[0.0]] * zero)
     low, high = (finite.min(), finite.max()) if len(finite) else (0.0, 1.0)
     margin = 0.03 * (high - low) or 0.5
     low, high = low - margin, high + margin
@@ -451,31 +593,32 @@ def _plot(results: Results, card: Metric) -> str:
 
     parts = []
     for tick in _ticks(low, high):
-        parts.append(f'<path class="grid" d="M{x(tick)} {top}V{height - 22}"/>'
+        kind = "zero" if zero and tick == 0 else "grid"
+        parts.append(f'<path class="{kind}" d="M{x(tick)} {top}V{height - 22}"/>'
                      f'<text class="tick" x="{x(tick)}" y="{height - 7}">{tick:g}</text>')
-    for row, name in enumerate(results.systems):
-        cell, y = _score_cell(results, name, card), top + band * row + 30
-        short = name if len(name) <= 28 else f"{name[:27]}\u2026"
+    for row, (name, label, values, mean, ci95) in enumerate(bands):
+        y = top + band * row + 30
+        room = max(8, 60 - len(label))  # characters of a line
+        short = name if len(name) <= room else f"{name[:room - 1]}\u2026"
         parts.append(f'<g class="{"baseline" if name in BASELINES else "model"}">'
                      f'<text x="4" y="{y - 17}">{escape(short)}</text>'
-                     f'<text class="mean" x="{width - 4}" y="{y - 17}">{escape(cell.text)}</text>')
-        summary = results.summary(name)[card.key]
-        if summary.ci95:
-            parts.append(f'<path class="interval" d="M{x(summary.ci95[0])} {y}'
-                         f'H{x(summary.ci95[1])}"/>')
-        for i, value in enumerate(values[name]):
+                     f'<text class="mean" x="{width - 4}" y="{y - 17}">{escape(label)}</text>')
+        if ci95:
+            parts.append(f'<path class="interval" d="M{x(ci95[0])} {y}H{x(ci95[1])}"/>')
+        for i, value in enumerate(values):
             if np.isfinite(value):  # the vertical place has no meaning: it keeps dots apart
                 parts.append(
                     f'<circle data-i="{i}" cx="{x(value)}" cy="{y - 6 + i * 0.618 % 1 * 12:.1f}" '
-                    f'r="2.6"><title>{escape(results.names[i])}: {value:.{card.digits}f}'
+                    f'r="2.6"><title>{escape(names[i])}: {value:.{card.digits}f}'
                     "</title></circle>")
-        if math.isfinite(summary.mean):
-            parts.append(f'<path class="centre" d="M{x(summary.mean)} {y - 9}v18"/>')
+        if mean is not None and math.isfinite(mean):
+            parts.append(f'<path class="centre" d="M{x(mean)} {y - 9}v18"/>')
         parts.append("</g>")
     corrected = ' class="corrected"' if card.gt_mean else ""
+    what = "differences" if zero else "values"
     return (f"<figure{corrected}><figcaption>{_html_heading(card)}</figcaption>"
             f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(card.heading)}: '
-            f'values by picture">{"".join(parts)}</svg></figure>')
+            f'{what} by picture">{"".join(parts)}</svg></figure>')
 
 
 def _ticks(low: float, high: float) -> list[float]:
@@ -513,7 +656,8 @@ def _number(value: float) -> str:
 def _html_info(results: Results) -> str:
     def shown(value: object) -> str:
         if isinstance(value, dict):
-            return ", ".join(f"{key}: {inner}" for key, inner in value.items())
+            return ", ".join(f"{key}: ({shown(inner)})" if isinstance(inner, dict) else
+                             f"{key}: {inner}" for key, inner in value.items())
         return str(value)
 
     return "\n".join(f"<dt>{escape(key)}</dt><dd>{escape(shown(value))}</dd>"

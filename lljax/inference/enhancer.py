@@ -612,13 +612,14 @@ def finish(enhanced: np.ndarray, dtype: np.dtype) -> np.ndarray:
     return enhanced.clip(0, 1).astype(dtype, copy=False)
 
 
-def read(source: str | os.PathLike,
-         averaged: bool = True) -> tuple[ConfigDict, dict[str, Any]]:
+def read(source: str | os.PathLike, averaged: bool = True,
+         step: int | None = None) -> tuple[ConfigDict, dict[str, Any]]:
     """Config and networks of weights that come with lljax, a training's workdir or a weights file.
 
     Args:
       source: a name of `list_weights()`, a folder, or a .safetensors file.
       averaged: of a workdir, whether to take averaged parameters where there are any.
+      step: of a workdir, the checkpoint; None for the newest.
 
     Raises:
       InputError: none of these, or a damaged one; or no averages that could be left out.
@@ -628,7 +629,7 @@ def read(source: str | os.PathLike,
     if os.path.isdir(source):
         from lljax import checkpoint  # Orbax is slow to import, and only trainings need it
 
-        return checkpoint.load_nets(source, averaged)
+        return checkpoint.load_nets(source, averaged, step)
     if source in shipped or os.path.isfile(source):
         return weights.load(shipped.get(source, source))[:2]
     raise InputError(f"{unknown('weights', source, shipped)}; the workdir of a training or a "
@@ -636,7 +637,8 @@ def read(source: str | os.PathLike,
 
 
 def load(source: str | os.PathLike, seed: int = 0, settings: Sequence[str] = (),
-         averaged: bool = True, max_memory: int | None = None) -> Enhancer:
+         averaged: bool = True, max_memory: int | None = None,
+         step: int | None = None) -> Enhancer:
     """An `Enhancer` of what `read` reads.
 
     Args:
@@ -646,26 +648,29 @@ def load(source: str | os.PathLike, seed: int = 0, settings: Sequence[str] = (),
         `config.change`.
       averaged: as in `read`.
       max_memory: bytes, as in `Enhancer`.
+      step: as in `read`.
 
     Raises:
       InputError: as `read`, or settings that cannot be, or that make other networks.
     """
-    return Enhancer(*load_method(source, settings, averaged), seed, max_memory)
+    return Enhancer(*load_method(source, settings, averaged, step), seed, max_memory)
 
 
 def load_method(source: str | os.PathLike, settings: Sequence[str] = (),
-                averaged: bool = True) -> tuple[method_lib.Method, dict[str, Any]]:
+                averaged: bool = True,
+                step: int | None = None) -> tuple[method_lib.Method, dict[str, Any]]:
     """The method and the networks of what `read` reads.
 
     Args:
       source: as in `load`.
       settings: as in `load`.
       averaged: as in `read`.
+      step: as in `read`.
 
     Raises:
       InputError: as `load`.
     """
-    config, nets = read(source, averaged)
+    config, nets = read(source, averaged, step)
     if not settings:
         return method_lib.load(config), nets
     method = method_lib.load(config_lib.change(config, settings))

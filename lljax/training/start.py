@@ -15,6 +15,7 @@ from lljax import method as method_lib
 from lljax.errors import InputError, unknown
 from lljax.inference import enhancer
 from lljax.method import Method, State
+from lljax.training import logs
 
 LEAST = {"seed": 0, "steps_per_call": 1, "data.resize": 0, "data.crop": 0, "data.threads": 0,
          "data.cache_gib": 0, "eval.every": 0, "eval.limit": 0, "log.every": 0,
@@ -27,7 +28,7 @@ def check(config: ConfigDict) -> None:
 
     Raises:
       InputError: a value out of its range, a phase that is not described, steps or batch sizes
-        that do not fit the steps per call or the devices.
+        that do not fit the steps per call or the devices, a logger that is not installed.
     """
     flat = config_lib.flat(config)
     for key, least in LEAST.items():
@@ -35,6 +36,7 @@ def check(config: ConfigDict) -> None:
             raise InputError(f"config.{key} is {flat[key]}; it must be {least} or more")
     if config.precision not in PRECISIONS:
         raise unknown("config.precision", config.precision, PRECISIONS)
+    logs.check(config)
     if not config.phases:
         raise InputError(f"config.phases is empty; phases that are described: "
                          f"{', '.join(sorted(config.phase))}")
