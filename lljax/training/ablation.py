@@ -7,6 +7,7 @@ alone, the compiled programs; what comes out is what train.py gives for the same
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -21,6 +22,7 @@ import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image
@@ -30,12 +32,13 @@ from lljax import images, parallel
 from lljax.errors import InputError, Stopped, unknown
 from lljax.evaluation import evaluate, report
 from lljax.training import ablation_report
-from lljax.training.loop import REQUEUE, fit_members
+from lljax.training.loop import REQUEUE, fit_members, measure
 from lljax.training.member import Member
-from lljax.training.shared import Shared, program_key
+from lljax.training.shared import ALONE, LOCKSTEP, Shared, lockstep_key, program_key
 
 MODES = ("grid", "leave-one-out", "list")
 BASELINE = "baseline"
+MEASURED = 200  # steps of a run from which on it is worth to measure how runs are fastest
 SHOWN = 4  # scenes in the grid of pictures
 # A finished run may be read, and an unfinished one go on, with other values of these.
 _FREE = re.compile(r"(log|eval|checkpoint)\..+|data\.(threads|cache_gib)|phase\.\w+\.steps")
@@ -54,6 +57,9 @@ _FLAGS = dict(
     low=("", "pairs: folder of low-light pictures"),
     high=("", "pairs: folder of references"),
     limit=(0, "Score only the first N pictures; 0 = all"),
+    how=("auto", "sequential, one run after the other; devices (a run on each), unrolled or vmap, "
+         f"several in lockstep; auto: what is measured to be fastest, from {MEASURED} steps on"),
+    together=(4, "Runs in lockstep at most, but for devices"),
     share=("", "I/N: train share I of N, from 0, and write no table"),
     collect=(False, "Train nothing: write the table of what is there"),
     launch=("", "slurm: train nothing, write an array job into ROOT/launch"),
@@ -128,7 +134,8 @@ def main(argv: Sequence[str]) -> int:
         _check_source(shared, variants[0].config)
         mine = _share(variants, flags.share)
         runs = in_order([run for variant in mine for run in runs_of(variant, flags)])
-        failed = {} if flags.collect else train(runs, shared, flags.limit)
+        failed = {} if flags.collect else train(
+            runs, shared, flags.limit, flags.how, flags.together)
         if not flags.share:
             _write_table(flags, variants, failed, shared, argv)
     for name, reason in failed.items():
@@ -145,7 +152,9 @@ def _check_flags(flags: Any) -> None:
         raise unknown("--mode", flags.mode, MODES)
     if flags.launch not in ("", "slurm"):
         raise unknown("--launch", flags.launch, ("slurm",))
-    for name, least in (("seeds", 1), ("limit", 0), ("tasks", 0)):
+    if flags.how not in (ways := ("auto", ALONE, *LOCKSTEP)):
+        raise unknown("--how", flags.how, ways)
+    for name, least in (("seeds", 1), ("limit", 0), ("tasks", 0), ("together", 1)):
         if flags[name].value < least:
             raise InputError(f"--{name} is {flags[name].value}; it must be {least} or more")
     if flags.preset and (flags.vary or flags.mode):
@@ -329,13 +338,17 @@ def _check_source(shared: Shared, config: ConfigDict) -> None:
         raise InputError("nothing to score on: there are no pairs")
 
 
-def train(runs: Sequence[Run], shared: Shared, limit: int) -> dict[str, str]:
-    """Trains and scores what is not yet, one run after the other.
+def train(runs: Sequence[Run], shared: Shared, limit: int, how: str = ALONE,
+          together: int = 4) -> dict[str, str]:
+    """Trains and scores what is not yet.
 
     Args:
       runs: in the order of their doing.
       shared: what they have in common.
       limit: score the first so many pictures; 0 for config.eval's number.
+      how: one after the other (`ALONE`), in lockstep (a name of `LOCKSTEP`), or "auto": what is
+        measured to be fastest.
+      together: at most so many in lockstep; of "devices", as many as there are.
 
     Returns:
       Name of a failed run -> why; its traceback, if it was not the user's mistake, is in its
@@ -344,13 +357,48 @@ def train(runs: Sequence[Run], shared: Shared, limit: int) -> dict[str, str]:
     Raises:
       Stopped: by SIGTERM after saving (code 75).
     """
-    failed, begin = {}, time.perf_counter()
-    for number, run in enumerate(runs, 1):
-        head = f"[{number}/{len(runs)}] {run.name}"
-        if scores_of(run, limit) is not None:
-            print(f"{head}: finished", flush=True)
+    failed, choices, begin = {}, {}, time.perf_counter()
+    todo = [run for run in runs if scores_of(run, limit) is None]
+    if len(todo) < len(runs):
+        print(f"{len(runs) - len(todo)} of {len(runs)} runs are finished", flush=True)
+    if how == "auto" and max((_length(run) for run in todo), default=0) < MEASURED:
+        how = ALONE
+    for number, group in enumerate(groups := _groups(todo, how, together), 1):
+        print(f"[{number}/{len(groups)}] {'; '.join(run.name for run in group)}", flush=True)
+        failed |= _train_group(group, shared, limit, how, choices)
+        if shared.interrupted:
+            raise Stopped("interrupted between two runs; the same command goes on", REQUEUE)
+    print(f"{len(todo) - len(failed)} of {len(todo)} runs done in "
+          f"{time.perf_counter() - begin:.1f} s", flush=True)
+    return failed
+
+
+def _length(run: Run) -> int:
+    return sum(run.config.phase[phase].steps for phase in run.config.phases)
+
+
+def _groups(runs: Sequence[Run], how: str, together: int) -> list[list[Run]]:
+    """Neighbours that may be in lockstep."""
+    size = {ALONE: 1, "devices": jax.local_device_count(),
+            "auto": max(together, jax.local_device_count())}.get(how, together)
+    groups: list[list[Run]] = []
+    for run in runs:
+        if groups and len(groups[-1]) < size and (
+                lockstep_key(groups[-1][0].config) == lockstep_key(run.config)):
+            groups[-1].append(run)
+        else:
+            groups.append([run])
+    return groups
+
+
+def _train_group(group: Sequence[Run], shared: Shared, limit: int, how: str,
+                 choices: dict[tuple, str]) -> dict[str, str]:
+    """Trains and scores some runs, in lockstep if they are several; name -> why it failed.
+    `choices` keeps what "auto" has measured."""
+    failed = _in_lockstep(group, shared, how, choices) if len(group) > 1 else {}
+    for run in group:  # those trained in lockstep are found finished, and are scored
+        if run.name in failed:
             continue
-        print(head, flush=True)
         try:
             _check_same(run)
             with Member(run.config, run.workdir, shared) as member:
@@ -371,12 +419,53 @@ def train(runs: Sequence[Run], shared: Shared, limit: int) -> dict[str, str]:
             text = " ".join(str(error).split())[:200]
             failed[run.name] = f"{type(error).__name__}: {text} (the traceback: {path})"
         if run.name in failed:
-            print(f"failed: {failed[run.name]}", file=sys.stderr, flush=True)
-        if shared.interrupted:
-            raise Stopped("interrupted between two runs; the same command goes on", REQUEUE)
-    print(f"{len(runs) - len(failed)} of {len(runs)} runs done in "
-          f"{time.perf_counter() - begin:.1f} s", flush=True)
+            print(f"failed: {run.name}: {failed[run.name]}", file=sys.stderr, flush=True)
     return failed
+
+
+def _in_lockstep(group: Sequence[Run], shared: Shared, how: str,
+                 choices: dict[tuple, str]) -> dict[str, str]:
+    """Trains those of a group that stand at one step; name -> why it failed. Whatever else is the
+    matter with a run shows when it is trained alone."""
+    failed = {}
+    try:
+        with contextlib.ExitStack() as opened:
+            places: dict[tuple, list[Member]] = {}
+            for run in group:
+                with contextlib.suppress(InputError):
+                    _check_same(run)
+                    member = opened.enter_context(
+                        Member(run.config, run.workdir, shared, run.name))
+                    at = (member.begin.phases, int(member.state.step))
+                    places.setdefault(at, []).append(member)
+            for (phases, _), members in places.items():
+                if not phases or len(members) == 1:
+                    continue
+                key = program_key(members[0].config), len(members)
+                if how != "auto":
+                    choices[key] = how
+                elif key not in choices:
+                    choices[key] = _fastest(measure(members, shared), len(members))
+                if choices[key] != ALONE:
+                    fit_members(members, shared, choices[key])
+                failed |= {member.name: str(member.stopped) for member in members
+                           if member.stopped}
+    except Stopped:
+        raise
+    except Exception as error:  # e.g. out of memory
+        print(f"not in lockstep ({type(error).__name__}: {' '.join(str(error).split())[:200]}), "
+              "so one after the other", file=sys.stderr, flush=True)
+    return failed
+
+
+def _fastest(found: Mapping[str, float | str], count: int) -> str:
+    """The fastest of what was measured; says what was."""
+    shown = ", ".join(f"{how} {1000 * value:.4g} ms" if isinstance(value, float) else
+                      f"{how} not possible ({value})" for how, value in found.items())
+    times = {how: value for how, value in found.items() if isinstance(value, float)}
+    best = min(times, key=times.get, default=ALONE)
+    print(f"a step of {count} runs: {shown}; chosen: {best}", flush=True)
+    return best
 
 
 def _fixed(config: ConfigDict) -> dict[str, Any]:

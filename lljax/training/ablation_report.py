@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import collections
 import csv
 import dataclasses
 import functools
@@ -206,7 +207,7 @@ def _notes(ablation: Ablation) -> list[str]:
     if ablation.differences:
         notes.append("Differences are paired by seed and picture, and their intervals are not "
                      "corrected for the number of comparisons.")
-    else:
+    elif ablation.rows[0].name != ablation.baseline:
         notes.append("The baseline has no finished run, so there are no differences.")
     notes += [f"Not in the table: {name}: {why}." for name, why in ablation.absent.items()]
     return notes
@@ -389,13 +390,12 @@ def difference_plot(ablation: Ablation, metric: int) -> str | None:
 
 
 def varied(ablation: Ablation) -> list[str]:
-    """The settings whose values are numbers, at least two of them."""
-    keys = dict.fromkeys(entry.partition("=")[0] for row in ablation.rows for entry in row.entries
-                         if "=" in entry)
-    return [key for key in keys if len({
-        row.config[key] for row in ablation.rows
-        if isinstance(row.config.get(key), int | float)
-        and not isinstance(row.config[key], bool)}) > 1]
+    """The settings that were given several numbers (leaving out gives each just one)."""
+    entries = {entry for row in ablation.rows for entry in row.entries if "=" in entry}
+    keys = collections.Counter(entry.partition("=")[0] for entry in sorted(entries))
+    return [key for key, count in keys.items() if count > 1 and all(
+        isinstance(row.config.get(key), int | float)
+        and not isinstance(row.config.get(key), bool) for row in ablation.rows)]
 
 
 def value_plot(ablation: Ablation, metric: int, key: str) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -13,8 +14,9 @@ from lljax.errors import InputError, Stopped
 from lljax.method import State
 from lljax.training import logs
 from lljax.training.member import Member
-from lljax.training.shared import ALONE, Shared, Step, seed_of
+from lljax.training.shared import ALONE, LOCKSTEP, Shared, Step, seed_of
 
+_WARM_UP, _TIMED = 2, 5  # calls to measure
 REQUEUE = 75  # exit code after a SIGTERM: saved, run the same command again (EX_TEMPFAIL)
 
 
@@ -66,6 +68,45 @@ def fit_members(members: Sequence[Member], shared: Shared, how: str = ALONE) -> 
     members = [member for member in members if member.begin.phases]
     if members:
         _Training(members, shared, how).run()
+
+
+def measure(members: Sequence[Member], shared: Shared) -> dict[str, float | str]:
+    """Seconds a training step of all members, in their longest phase, by every way to compute it.
+
+    Args:
+      members: as for `fit_members`; nothing is written, and their states stay as they are.
+      shared: what the runs of this process have in common.
+
+    Returns:
+      `ALONE` or a name of `LOCKSTEP` -> median seconds, or why it cannot be.
+    """
+    first = members[0]
+    phase = max(first.begin.phases, key=lambda name: first.config.phase[name].steps)
+    training = _Training(members, shared, ALONE)
+    stream = training.batches(phase, 0, first.config.steps_per_call)
+    found: dict[str, float | str] = {}
+    for how in (ALONE, *LOCKSTEP):
+        runs = members[:1] if how == ALONE else members
+        if how == "devices" and not 1 < len(members) <= jax.local_device_count():
+            found[how] = f"{len(members)} runs on {jax.local_device_count()} devices"
+            continue
+        step = shared.step(first.config, first.method, phase, how, len(runs))
+        try:
+            states = step.place([jax.device_get(run.method.start_phase(run.state.nets, 0, phase))
+                                 for run in runs])
+            weights, seconds = step.weights([run.weights for run in runs]), []
+            for _ in range(_WARM_UP + _TIMED):
+                batches, _ = next(stream)
+                begin = time.perf_counter()
+                states, scalars = step(states, batches[:len(runs)], weights)
+                jax.block_until_ready(scalars)
+                seconds.append(time.perf_counter() - begin)
+        except Exception as error:  # e.g. no rule to vmap an operation, no memory
+            found[how] = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
+            continue
+        found[how] = (float(np.median(seconds[_WARM_UP:])) * len(members) / len(runs)
+                      / first.config.steps_per_call)
+    return found
 
 
 class _Training:

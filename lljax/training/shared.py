@@ -32,6 +32,12 @@ def seed_of(seed: int) -> np.uint32:
     return np.uint32(seed % 2 ** 32)
 
 
+def lockstep_key(config: ConfigDict) -> str:
+    """Equal for configs that can be trained in lockstep: they differ in seeds and loss weights."""
+    return json.dumps({key: value for key, value in config_lib.flat(config).items()
+                       if not re.fullmatch(r"seed|loss\.\w+\.weight", key)}, sort_keys=True)
+
+
 def program_key(config: ConfigDict) -> str:
     """Equal for configs whose training steps are one program, given batches of one size."""
     return json.dumps({key: value for key, value in config_lib.flat(config).items()
@@ -79,7 +85,75 @@ class Step:
         return [scalars]
 
 
-STEPS: dict[str, type[Step]] = {ALONE: Step}
+class _Unrolled(Step):
+    """Several runs as copies in one program, on one device."""
+
+    def __init__(self, steps: Callable[..., Any]):
+        def together(states, batches, weights):
+            found = [alone(*each) for each in zip(states, batches, weights, strict=True)]
+            return tuple(zip(*found, strict=True))
+
+        alone = parallel.alone(steps)
+        self._compiled = jax.jit(together, donate_argnums=0)
+
+    def _batch(self, batches: Sequence[Sequence[dict]]) -> tuple[dict[str, np.ndarray], ...]:
+        return tuple(jax.tree.map(lambda *xs: np.stack(xs), *own) for own in batches)
+
+    def place(self, states: Sequence[State]) -> Any:
+        return tuple(jax.device_put(jax.device_get(state)) for state in states)
+
+    def states(self, states: Any) -> Sequence[State]:
+        return states
+
+    def weights(self, weights: Sequence[dict[str, np.ndarray]]) -> Any:
+        return tuple(weights)
+
+    def scalars(self, scalars: Any) -> Sequence[dict[str, np.ndarray]]:
+        return scalars
+
+
+class _Stacked(Step):
+    """Several runs by vmap, on one device: every array has a leading axis of runs."""
+
+    def __init__(self, steps: Callable[..., Any]):
+        self._compiled = jax.jit(jax.vmap(parallel.alone(steps)), donate_argnums=0)
+
+    def _batch(self, batches: Sequence[Sequence[dict]]) -> dict[str, np.ndarray]:
+        return _stack([jax.tree.map(lambda *xs: np.stack(xs), *own) for own in batches])
+
+    def place(self, states: Sequence[State]) -> Any:
+        return jax.device_put(_stack(jax.device_get(list(states))))
+
+    def states(self, states: Any) -> Sequence[State]:
+        return _unstack(jax.device_get(states))
+
+    def weights(self, weights: Sequence[dict[str, np.ndarray]]) -> Any:
+        return _stack(weights)
+
+    def scalars(self, scalars: Any) -> Sequence[dict[str, np.ndarray]]:
+        return _unstack(scalars)
+
+
+class _Apart(_Stacked):
+    """Several runs, one a device."""
+
+    def __init__(self, steps: Callable[..., Any]):
+        self._compiled = parallel.apart(parallel.alone(steps))
+
+    def place(self, states: Sequence[State]) -> Any:
+        return _stack(jax.device_get(list(states)))
+
+
+def _stack(trees: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *xs: np.stack(xs), *trees)
+
+
+def _unstack(tree: Any) -> list[Any]:
+    count = len(jax.tree.leaves(tree)[0])
+    return [jax.tree.map(lambda x, i=i: x[i], tree) for i in range(count)]
+
+
+LOCKSTEP: dict[str, type[Step]] = {"devices": _Apart, "unrolled": _Unrolled, "vmap": _Stacked}
 
 
 class Shared:
@@ -148,7 +222,7 @@ class Shared:
              count: int = 1) -> Step:
         """The compiled step of a phase, for one run or several in lockstep."""
         return self._program(config, ("step", phase, how, count),
-                             lambda: STEPS[how](_steps(method, phase)))
+                             lambda: {ALONE: Step, **LOCKSTEP}[how](_steps(method, phase)))
 
     def enhancer(self, config: ConfigDict, method: Method, nets: dict[str, Any],
                  seed: int) -> enhancer.Enhancer:
