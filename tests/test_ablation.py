@@ -56,19 +56,25 @@ def planned(argv):
 
 
 @pytest.fixture(scope="module")
-def grid(pairs, tmp_path_factory):
+def shared():
+    """One for the file's trainings, so that they compile once."""
+    with Shared() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def grid(pairs, tmp_path_factory, shared):
     """A finished grid of two weights and two seeds, and how often it compiled after its first
     run."""
     root = tmp_path_factory.mktemp("grid")
     argv = command(pairs, root, *VARY, "--seeds=2")
     _, runs = planned(argv)
     compiled = compilations()
-    with Shared() as shared:
-        assert ablation.train(runs[:1], shared, 0) == {}
-        assert compiled
-        compiled.clear()
-        assert ablation.train(runs[1:], shared, 0) == {}
-        count = len(compiled)
+    assert ablation.train(runs[:1], shared, 0) == {}
+    assert compiled
+    compiled.clear()
+    assert ablation.train(runs[1:], shared, 0) == {}
+    count = len(compiled)
     assert ablation.main(argv) == 0
     return root, runs, count
 
@@ -149,27 +155,25 @@ def test_pictures_and_plots_are_there(grid):
     assert plot.count("<polyline") == 2 and "loss.score.weight=0.1" in plot
 
 
-def test_an_interrupted_ablation_goes_on(grid, pairs, tmp_path):
+def test_an_interrupted_ablation_goes_on(grid, pairs, tmp_path, shared):
     _, runs, _ = grid
     argv = command(pairs, tmp_path, *VARY, "--seeds=2")
     _, mine = planned(argv)
-    with Shared() as shared:
-        shared.interrupted = True
-        with pytest.raises(Stopped) as stopped:
-            ablation.train(mine[2:3], shared, 0)
+    shared.interrupted = True
+    with pytest.raises(Stopped) as stopped:
+        ablation.train(mine[2:3], shared, 0)
+    shared.interrupted = False
     assert stopped.value.code == 75 and final(mine[2].workdir)["['step']"] < 6
-    with Shared() as shared:
-        assert ablation.train(mine[2:3], shared, 0) == {}
+    assert ablation.train(mine[2:3], shared, 0) == {}
     assert_same(final(mine[2].workdir), final(runs[2].workdir))
 
 
 @pytest.mark.parametrize("how", ["unrolled", "vmap"])
-def test_runs_in_lockstep_equal_the_runs_alone(grid, pairs, tmp_path, how):
+def test_runs_in_lockstep_equal_the_runs_alone(grid, pairs, tmp_path, shared, how):
     """To rounding: the compiler orders sums in another way where several runs are one program."""
     _, runs, _ = grid
     _, mine = planned(command(pairs, tmp_path, *VARY, "--seeds=2"))
-    with Shared() as shared:
-        assert ablation.train(mine[3:5], shared, 0, how) == {}
+    assert ablation.train(mine[3:5], shared, 0, how) == {}
     for one, other in zip(runs[3:5], mine[3:5], strict=True):
         assert_same(final(one.workdir), final(other.workdir), atol=1e-5)
         terms = [[json.loads(line) for line in open(f"{run.workdir}/metrics.jsonl")]
@@ -192,11 +196,10 @@ def test_runs_on_a_device_each_equal_the_runs_alone(grid, pairs, tmp_path):
         assert_same(final(run.workdir), final(other), atol=1e-5)
 
 
-def test_the_fastest_is_chosen_of_what_was_measured(pairs, tmp_path, monkeypatch, capsys):
+def test_the_fastest_is_chosen_of_what_was_measured(pairs, tmp_path, shared, monkeypatch, capsys):
     monkeypatch.setattr(ablation, "MEASURED", 1)
     _, mine = planned(command(pairs, tmp_path, VARY[0], "--seeds=1"))
-    with Shared() as shared:
-        assert ablation.train(mine, shared, 0, "auto") == {}
+    assert ablation.train(mine, shared, 0, "auto") == {}
     out = capsys.readouterr().out
     (line,) = [line for line in out.splitlines() if line.startswith("a step of 2 runs: ")]
     assert "sequential" in line and "unrolled" in line and "vmap" in line
