@@ -42,7 +42,7 @@ def pairs(tmp_path_factory):
     return folder
 
 
-def command(pairs, root, *flags, config=TOY):
+def command(pairs, root, *flags, config=f"{TOY}:slow"):
     return ["lljax ablate", "--config", config, f"--low={pairs / 'low'}", "--root", str(root),
             f"--high={pairs / 'high'}", "--config.log.samples=0", *flags]
 
@@ -180,6 +180,15 @@ def test_runs_in_lockstep_equal_the_runs_alone(grid, pairs, tmp_path, shared, ho
                  for run in (one, other)]
         assert [row["step"] for row in terms[0]] == [row["step"] for row in terms[1]]
         assert terms[1][-1]["loss/match"] == pytest.approx(terms[0][-1]["loss/match"], rel=1e-4)
+
+
+def test_a_run_that_fails_in_lockstep_does_not_lose_the_other(grid, pairs, tmp_path, shared):
+    _, runs, _ = grid
+    _, mine = planned(command(pairs, tmp_path, "--vary=loss.match.weight=1e38", "--seeds=1"))
+    failed = ablation.train(mine, shared, 0, "unrolled")
+    assert list(failed) == ["match=1e38, seed 0"] and "is inf at step" in failed[mine[1].name]
+    assert ablation.scores_of(mine[1], 0) is None
+    assert_same(final(runs[0].workdir), final(mine[0].workdir), atol=1e-5)
 
 
 def test_runs_on_a_device_each_equal_the_runs_alone(grid, pairs, tmp_path):

@@ -311,7 +311,7 @@ def runs_of(variant: Variant, flags: Any) -> list[Run]:
         seed = variant.config.seed + number
         config = config_lib.change(variant.config, [f"seed={seed}"])
         runs.append(Run(variant, seed, config, os.path.join(
-            flags.root, "runs", variant.folder, f"seed{seed}")))
+            flags.root, "runs", f"{variant.folder}_seed{seed}")))
     return runs
 
 
@@ -428,6 +428,8 @@ def _in_lockstep(group: Sequence[Run], shared: Shared, how: str,
     """Trains those of a group that stand at one step; name -> why it failed. Whatever else is the
     matter with a run shows when it is trained alone."""
     failed = {}
+    if choices.get((program_key(group[0].config), len(group))) == ALONE:
+        return failed
     try:
         with contextlib.ExitStack() as opened:
             places: dict[tuple, list[Member]] = {}
