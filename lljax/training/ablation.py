@@ -504,11 +504,17 @@ def _identity(run: Run, limit: int) -> dict[str, Any]:
 def score(run: Run, member: Member, limit: int) -> None:
     """Scores a finished run as evaluate.py does, and keeps scores and some pictures with it."""
     pairs = member.shared.pairs(run.config)
-    enhance = member.enhancer(seed=0)
+    enhance, small = member.enhancer(seed=0), []
+
+    def system(low: np.ndarray) -> np.ndarray:  # called once a picture, in their order
+        enhanced = enhance(low)
+        small.append(report.shrink(enhanced))
+        return enhanced
+
     limit = limit or run.config.eval.limit
-    results = evaluate.evaluate({"model": enhance}, pairs, limit=limit, baselines=False)
+    results = evaluate.evaluate({"model": system}, pairs, limit=limit, baselines=False)
     for number, index in enumerate(report.spread(len(results.names), SHOWN)):
-        report.write_png(_picture(run, number), report.shrink(enhance(pairs[index]["low"])))
+        report.write_png(_picture(run, number), small[index])
     with open(os.path.join(run.workdir, "metrics.jsonl"), encoding="utf-8") as file:
         records = [json.loads(line) for line in file]
     last = next(record for record in reversed(records) if "phase" in record)
