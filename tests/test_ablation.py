@@ -197,7 +197,7 @@ def test_runs_on_a_device_each_equal_the_runs_alone(grid, pairs, tmp_path):
     env = {**os.environ, "PYTHONPATH": str(ROOT),
            "XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
     done = subprocess.run([sys.executable, "-m", "lljax.cli", "ablate", *argv[1:]], env=env,
-                          cwd=ROOT, text=True, capture_output=True, timeout=300)
+                          cwd=ROOT, text=True, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "match=0.5, score=0, seed 0; match=0.5, score=0, seed 1" in done.stdout
     for run in runs[2:4]:

@@ -82,10 +82,11 @@ class Variant:
 
     @property
     def folder(self) -> str:
-        """Name of its folder, unlike that of any other variant."""
-        safe = re.sub(r"[^\w.=+-]+", "_", self.name.replace(" ", "_"))[:80]
-        plain = safe == self.name.replace(" ", "_")
-        return safe if plain else f"{safe}-{zlib.crc32(self.name.encode()):08x}"
+        """What its runs' folders are called."""
+        plain = self.name.replace(", ", "_").replace(" ", "_")
+        safe = re.sub(r"[^\w.=+-]", "_", plain)[:80]
+        # what is lost of a name, e.g. a path's, could be all that tells it from another's
+        return safe if safe == plain else f"{safe}-{zlib.crc32(self.name.encode()):08x}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,6 +198,11 @@ def plan(flags: Any, argv: Sequence[str]) -> list[Variant]:
             variants.append(Variant(name, tuple(entries), config))
     if len(variants) == 1:
         raise InputError("nothing is varied: every variant is the baseline")
+    folders: dict[str, str] = {}
+    for variant in variants:
+        if (other := folders.setdefault(variant.folder, variant.name)) != variant.name:
+            raise InputError(f"variants {other!r} and {variant.name!r} would share the folder "
+                             f"{variant.folder}; rename one")
     return variants
 
 
