@@ -130,7 +130,7 @@ def _drawn(batch):
     from lljax.data import pipeline
     method = method_lib.load(config_lib.default("lightendiffusion", PRESETS))
     step = np.int32(0)
-    drawn = jax.vmap(lambda b: method.prepare(pipeline.on_device(b, 0, step), step),
+    drawn = jax.vmap(lambda b: method.prepare(pipeline.on_device(b, 0, step)),
                      axis_name=parallel.AXIS)(common.batch_of(_pictures(batch)))
     return [np.array(drawn[name][0]) for name in ("t", "noise", "start")]
 

@@ -3,6 +3,15 @@
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+# `lljax ablate --preset data`: what training on less, or on dark pictures alone, costs.
+DATA = {
+    "half of the pictures": ("data.share=0.5",),
+    "a quarter": ("data.share=0.25",),
+    "a tenth": ("data.share=0.1",),
+    "no over-exposed ones": ("data.brightest=0.6",),
+    "dark ones only": ("data.brightest=0.25",),
+}
+
 
 def get_config(method: str, nets: tuple[str, ...]) -> ConfigDict:
     """Run-wide knobs with their defaults, unlocked.
@@ -25,6 +34,8 @@ def get_config(method: str, nets: tuple[str, ...]) -> ConfigDict:
         high=placeholder(str),  # folder of references (pairs) or of well-lit pictures (unpaired)
         root=placeholder(str),  # folder that published sets were unpacked into; None = prepared
         prepared=placeholder(str),  # where they are prepared; None = LLJAX_DATA or a user cache
+        share=1.0,  # of its pictures, taken evenly through it, in (0, 1]
+        brightest=1.0,  # pictures of a mean luma above this, in (0, 1], are left out
         resize=0,  # side in px that pictures are resized to, aspect ignored (LANCZOS); 0 = not
         crop=0,  # side in px of a random crop; 0 = whole picture (then all need one size)
         augment="none",  # none | flip (left-right) | flips (and up-down) | dihedral (8 symmetries)

@@ -66,6 +66,14 @@ def _no_local(config):
 PRESETS = dict(official=OFFICIAL, vgg=VGG, no_local=_no_local, no_attention=NO_ATTENTION,
                no_feature=NO_FEATURE, ema=EMA, smoke=SMOKE)
 
+# Questions of `lljax ablate --preset NAME`: a variant's name, and what it changes. An entry without
+# "=" is a preset.
+ABLATIONS = dict(data=common.DATA, modules={
+    "no local discriminator": ("no_local",),
+    "no attention": ("no_attention",),
+    "no feature loss": ("no_feature",),  # of a baseline with the preset vgg
+})
+
 
 def get_config(presets: str = "") -> ConfigDict:
     """The complete config, locked.

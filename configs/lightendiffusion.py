@@ -83,6 +83,14 @@ PRESETS = dict(
     no_consistency=NO_CONSISTENCY, no_content_transfer=NO_CONTENT_TRANSFER,
     image_space=IMAGE_SPACE, smoke=SMOKE)
 
+# Questions of `lljax ablate --preset NAME`: a variant's name, and what it changes. An entry without
+# "=" is a preset.
+ABLATIONS = dict(data=common.DATA, modules={
+    "no consistency loss": ("no_consistency",),
+    "no content transfer": ("no_content_transfer",),
+    "image space": ("image_space",),
+})
+
 
 def get_config(presets: str = "") -> ConfigDict:
     """The complete config, locked.

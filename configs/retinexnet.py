@@ -145,6 +145,15 @@ PRESETS = dict(
     notes_resize=_notes(), notes_transposed=_notes(dict(model=dict(upsampling="transposed"))),
     notes_joint=_notes(JOINT), notes_no_enhance=_notes(DECOM_ONLY), smoke=SMOKE, demo=_demo)
 
+# Questions of `lljax ablate --preset NAME`: a variant's name, and what it changes. An entry without
+# "=" is a preset.
+ABLATIONS = dict(data=common.DATA, modules={
+    "resize": ("notes_resize",),
+    "transposed": ("notes_transposed",),
+    "joint": ("notes_joint",),
+    "no Enhance-Net": ("notes_no_enhance",),
+})
+
 
 def get_config(presets: str = "") -> ConfigDict:
     """The complete config, locked.

@@ -80,6 +80,22 @@ DEMO = dict(
     phase=dict(train=dict(steps=120, optim=dict(curve=dict(lr=1e-3)))),
 )
 
+# Questions of `lljax ablate --preset NAME`: a variant's name, and what it changes. An entry without
+# "=" is a preset. The paper's networks are written depth-width-iterations (its section 4.1).
+ABLATIONS = dict(data=common.DATA, parameters={
+    "3-32-8": ("model.depth=3",),
+    "7-16-8": ("model.width=16",),
+    "7-32-1": ("model.iterations=1",),
+    "7-32-16": ("model.iterations=16",),
+    "contrast regions of 2 px": ("loss.spatial.region=2",),
+    "contrast regions of 8 px": ("loss.spatial.region=8",),
+    "exposure regions of 8 px": ("loss.exposure.region=8",),
+    "exposure regions of 32 px": ("loss.exposure.region=32",),
+    "exposure level 0.4": ("loss.exposure.level=0.4",),
+    "exposure level 0.5": ("loss.exposure.level=0.5",),
+    "exposure level 0.7": ("loss.exposure.level=0.7",),
+})
+
 
 def get_config(presets: str = "") -> ConfigDict:
     """The complete config, locked.

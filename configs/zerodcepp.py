@@ -59,6 +59,17 @@ DEMO = dict(
     phase=dict(train=dict(steps=200, optim=dict(curve=dict(lr=1e-3)))),
 )
 
+# Questions of `lljax ablate --preset NAME`: a variant's name, and what it changes.
+ABLATIONS = dict(data=common.DATA, parameters={
+    "depth 3": ("model.depth=3",),
+    "width 16": ("model.width=16",),
+    "1 iteration": ("model.iterations=1",),
+    "16 iterations": ("model.iterations=16",),
+    "curves at full size": ("model.scale=1",),
+    "curves at 1/4": ("model.scale=4",),
+    "curves at 1/20": ("model.scale=20",),
+})
+
 
 def get_config(presets: str = "") -> ConfigDict:
     """The complete config, locked.

@@ -44,6 +44,8 @@ def main(argv: Sequence[str]) -> int:
     if arguments and not arguments[0].startswith("-"):
         if arguments[0] not in commands:
             raise errors.unknown("command", arguments[0], commands)
+        if arguments[0] == "ablate":  # its flags are the config's
+            return _ablate(["lljax ablate", *arguments[1:]])
         _check_flags(arguments[1:], commands[arguments[0]])
     elif arguments:
         _check_flags(arguments, parser)
@@ -172,6 +174,9 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         "user's cache)")
     add("--against", metavar="DIR", help="check: pictures that must not be among the source's, "
         "e.g. those of a test")
+
+    command("ablate", _ablate, "Train variants of a config and compare them in one table; "
+            "its flags are those of train.py and more (lljax ablate --help).")
 
     add = command("serve", _serve, "A page to enhance pictures in a browser, and an HTTP API "
                   "(docs/web.md). Pictures stay in memory.").add_argument
@@ -493,6 +498,11 @@ def _data(options: argparse.Namespace) -> int:
                          prepared=options.prepared, against=options.against)
     print("\n".join(report.lines))
     return 1 if report.problems else 0
+
+
+def _ablate(argv: Sequence[str]) -> int:
+    from lljax.training import ablation
+    return ablation.main(argv)
 
 
 def _pack(options: argparse.Namespace) -> int:

@@ -54,9 +54,12 @@ class Method:
 
     Subclass it as `Method` in `lljax/methods/<name>.py`. Batches are dicts with `low`
     [B, H, W, 3] float32 in [0, 1], `high` (same, if the data has references), `mask` [B] (1 for
-    an image that counts), `key` [B] (one PRNG key an image: every random draw comes from it),
-    `index` [B] int32 (the image's place in the batch of all devices, for draws that tie images
-    together).
+    an image that counts), `key` [B] (one PRNG key an image: every random draw comes from it), and
+    for draws that tie images together `step_key` [B] (the step's PRNG key, the same for all images
+    of all devices) and `index` [B] int32 (the image's place in the batch of all devices).
+
+    Runs whose configs differ only in what is no part of the program share one compiled step: the
+    training step reads neither `config.seed` nor `config.data`, nor a loss term's weight.
 
     Attributes:
       halo: radius of the receptive field of `enhance` in pixels, if it is local; None if it sees

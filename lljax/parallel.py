@@ -89,6 +89,31 @@ def pmap(step: Callable[..., tuple[Any, dict[str, jax.Array]]]) -> Callable[...,
     return call
 
 
+def alone(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Binds the mapped axis to one device: sums over devices are over this one.
+
+    Args:
+      step: a function as `pmap` takes.
+
+    Returns:
+      The same function, to be compiled, mapped or unrolled for several runs at once.
+    """
+    return jax.vmap(step, in_axes=None, out_axes=None, axis_name=AXIS, axis_size=1)
+
+
+def apart(step: Callable[..., Any]) -> Callable[..., Any]:
+    """Maps a step of a whole run over the devices, a run each; nothing passes between them.
+
+    Args:
+      step: (state, batch, weights) -> (state, scalars), of `alone`.
+
+    Returns:
+      The compiled step; every array has a leading axis of runs, as many as devices at most. The
+      state is donated.
+    """
+    return jax.pmap(step, donate_argnums=0)
+
+
 def psum(tree: Any) -> Any:
     """Sum over all devices of all processes; only inside a function given to `pmap`."""
     return lax.psum(tree, AXIS)

@@ -47,7 +47,7 @@ def noise(*shape, seed=0):
 def batch(count=4, side=SIDE):
     return {"low": 0.3 * noise(count, side, side, 3), "high": noise(count, side, side, 3, seed=1),
             "mask": jnp.ones(count), "key": jax.random.split(KEY, count),
-            "index": jnp.arange(count)}
+            "step_key": jnp.broadcast_to(KEY, count), "index": jnp.arange(count)}
 
 
 def picture(height, width, seed=0):
@@ -184,7 +184,7 @@ def test_reconstruction_and_content_have_cross_terms():
 def prepared(model, data, devices):
     """`prepare` on so many devices, the images as the pipeline deals them."""
     split = jax.tree.map(lambda x: x.reshape(devices, -1, *x.shape[1:]), data)
-    found = jax.vmap(lambda part: model.prepare(part, jnp.int32(5)), axis_name=parallel.AXIS)(split)
+    found = jax.vmap(model.prepare, axis_name=parallel.AXIS)(split)
     return jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), found)
 
 
@@ -202,9 +202,8 @@ def test_draws_do_not_depend_on_devices_or_micro_batches():
     assert len(set(np.asarray(whole["t"]).tolist())) > 4
     assert np.abs(whole["noise"] - whole["start"]).min() > 0
     assert not np.array_equal(whole["noise"][0], whole["noise"][1])
-    again = jax.vmap(lambda part: model.prepare(part, jnp.int32(6)), axis_name=parallel.AXIS)(
-        jax.tree.map(lambda x: x[None], data))
-    assert not np.array_equal(again["t"][0], whole["t"])
+    another = data | {"step_key": jnp.broadcast_to(jax.random.fold_in(KEY, 1), 8)}
+    assert not np.array_equal(prepared(model, another, 1)["t"], whole["t"])
 
 
 def test_one_micro_batch_equals_several():

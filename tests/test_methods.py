@@ -130,7 +130,7 @@ def batch():
     count = jax.local_device_count()
     return {"low": 0.3 * noise(count, SIZE, SIZE, 3), "high": noise(count, SIZE, SIZE, 3, seed=1),
             "mask": jnp.ones(count), "key": jax.random.split(KEY, count),
-            "index": jnp.arange(count)}
+            "step_key": jnp.broadcast_to(KEY, count), "index": jnp.arange(count)}
 
 
 @functools.cache

@@ -4,6 +4,7 @@ number of devices or processes, and after a resume."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import grain
 import jax
@@ -31,8 +32,13 @@ class Data:
         tables = sources.open_tables(
             config.source, split="train", low=config.low, high=config.high, root=config.root,
             prepared=config.prepared, flags="--config.data.", report=report)
+        for knob in ("share", "brightest"):
+            if not 0 < config[knob] <= 1:
+                raise InputError(f"config.data.{knob} is {config[knob]}; it must be above 0 and at "
+                                 "most 1")
         room = int(config.cache_gib * 2**30) // len(tables)
         self._tables = [sources.Cached(table, room) for table in tables]
+        self._chosen = [_Part(table, self._choose(table)) for table in self._tables]
 
     @property
     def skipped(self) -> int:
@@ -40,7 +46,20 @@ class Data:
         return sum(len(getattr(table.records, "skipped", ())) for table in self._tables)
 
     def __len__(self) -> int:
-        return max(len(table) for table in self._tables)
+        return max(len(table) for table in self._chosen)
+
+    def _choose(self, table: sources.Cached) -> Sequence[int]:
+        """Which records of a table are used."""
+        config, indices = self.config, range(len(table))
+        if config.brightest < 1:
+            with ThreadPoolExecutor(config.threads or 1) as pool:
+                lumas = list(pool.map(lambda index: _luma(table[index]), indices))
+            indices = [index for index in indices if lumas[index] <= config.brightest]
+            if not indices:
+                raise InputError(f"config.data.brightest is {config.brightest}, but the darkest "
+                                 f"picture's mean luma is {min(lumas):.3f}; raise it")
+        count = max(1, round(config.share * len(indices)))
+        return [indices[i * len(indices) // count] for i in range(count)]
 
     def batches(self, seed: int, start: int, batch_size: int, process: int = 0,
                 processes: int = 1) -> Iterator[tuple[dict[str, np.ndarray], list[str]]]:
@@ -58,7 +77,7 @@ class Data:
           [b], `index` int32 [b] (place in the global batch); one name an image.
         """
         merged = _merge([self._table(table, seed, number)
-                         for number, table in enumerate(self._tables)])
+                         for number, table in enumerate(self._chosen)])
         # Every process takes each `processes`-th sample: the same samples a step for any number.
         shard = merged[start * batch_size + process::processes]
         index = np.arange(process, batch_size, processes, dtype=np.int32)
@@ -103,6 +122,26 @@ class Data:
         return {**pictures, "name": record["name"]}
 
 
+class _Part:
+    """Some records of a table."""
+
+    def __init__(self, table: Sequence[dict], indices: Sequence[int]):
+        self.table, self.indices = table, indices
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, index: int) -> dict:
+        return self.table[self.indices[index]]
+
+
+def _luma(record: dict) -> float:
+    """Mean luma of the low-light picture in [0, 1]; 0 if the record has none."""
+    if "low" not in record:
+        return 0.0
+    return float(record["low"].mean((0, 1)) @ (0.299, 0.587, 0.114)) / 255
+
+
 def _merge(tables: list[grain.MapDataset]) -> grain.MapDataset:
     """Samples that take one record of each table."""
     if len(tables) == 1:
@@ -135,18 +174,21 @@ def resize(picture: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS))
 
 
-def on_device(batch: dict[str, jax.Array], seed: int, step: jax.Array) -> dict[str, jax.Array]:
-    """What a training step sees: pictures as float32 in [0, 1], one PRNG key an image, and every
-    image's place in the global batch.
+def on_device(batch: dict[str, jax.Array], seed: int | jax.Array,
+              step: jax.Array) -> dict[str, jax.Array]:
+    """What a training step sees: pictures as float32 in [0, 1], one PRNG key an image, the step's
+    key, and every image's place in the global batch.
 
     Args:
       batch: as yielded by `Data.batches`, this device's share; traced.
-      seed: of the run.
+      seed: of the run; traced, one compiled step serves every seed.
       step: int32, over all phases.
     """
     base = jax.random.fold_in(jax.random.key(seed), step)
-    result = {"mask": batch["mask"], "index": batch["index"],
-              "key": jax.vmap(lambda index: jax.random.fold_in(base, index))(batch["index"])}
+    index = batch["index"]
+    result = {"mask": batch["mask"], "index": index,
+              "key": jax.vmap(lambda index: jax.random.fold_in(base, index))(index),
+              "step_key": jnp.broadcast_to(base, index.shape)}
     for role in ("low", "high"):
         if role in batch:
             result[role] = batch[role].astype(jnp.float32) / 255.0

@@ -228,9 +228,16 @@ class Enhancer:
             self._halo = _up(method.halo, method.multiple)
             self._sides = _sides(self._halo, method.multiple, cpu)
 
-    def use(self, nets: dict[str, Any]) -> None:
-        """Replaces the networks by others of the same shapes; nothing is compiled anew."""
+    def use(self, nets: dict[str, Any], seed: int | None = None) -> None:
+        """Replaces the networks by others of the same shapes; nothing is compiled anew.
+
+        Args:
+          nets: network name -> variables.
+          seed: of what the method draws from now on; None leaves it.
+        """
         self._nets = jax.device_put(nets)
+        if seed is not None:
+            self._key = jax.random.key(seed)
 
     @property
     def programs(self) -> int:

@@ -413,7 +413,7 @@ class Method(base.Method):
         net, = self.nets_of(phase)
         terms = self.autoencoder_terms
         if net == "denoiser":
-            terms, batch = self.denoiser_terms, self.prepare(batch, state.step)
+            terms, batch = self.denoiser_terms, self.prepare(batch)
 
         def loss_fn(params, part):
             return terms(state.nets | {net: {"params": params[net]}}, part), None
@@ -461,15 +461,14 @@ class Method(base.Method):
         # a value a picture becomes one a pair
         return {name: term.reshape(-1, len(batch["low"])).sum(0) for name, term in terms.items()}
 
-    def prepare(self, batch: base.Batch, step: Array) -> base.Batch:
+    def prepare(self, batch: base.Batch) -> base.Batch:
         """Adds what is drawn: `t` [B] int32 for the whole batch at once, and from every image's
         key `noise` and `start` [B, h, w, 3], where sampling starts. Call it inside the mapped
         step."""
         b, height, width, _ = batch["low"].shape
         count = b * lax.psum(1, parallel.AXIS)
         # an image's key is fold_in(..., its index), and every index is less than `count`
-        key = jax.random.fold_in(
-            jax.random.fold_in(jax.random.key(self.config.seed), step), count)
+        key = jax.random.fold_in(batch["step_key"][0], count)
         scale = 2 ** self.autoencoder.levels
         drawn = jax.vmap(lambda key: jax.random.normal(
             key, (2, height // scale, width // scale, 3)))(batch["key"])

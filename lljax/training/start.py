@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from lljax import checkpoint
@@ -16,6 +16,7 @@ from lljax.errors import InputError, unknown
 from lljax.inference import enhancer
 from lljax.method import Method, State
 from lljax.training import logs
+from lljax.training.shared import Shared, seed_of
 
 LEAST = {"seed": 0, "steps_per_call": 1, "data.resize": 0, "data.crop": 0, "data.threads": 0,
          "data.cache_gib": 0, "eval.every": 0, "eval.limit": 0, "log.every": 0,
@@ -68,14 +69,17 @@ class Start:
     notes: tuple[str, ...] = ()
 
 
-def find(config: ConfigDict, method: Method, saved: checkpoint.Checkpoints) -> Start:
+def find(config: ConfigDict, method: Method, saved: checkpoint.Checkpoints,
+         shared: Shared) -> Start:
     """The own workdir's last checkpoint, else another run's, else other networks or new ones.
 
     Raises:
       InputError: a checkpoint or network that does not fit the config.
     """
     first = config.phases[0]
-    fresh = jax.eval_shape(lambda: method.start_phase(_new(config, method), 0, first))
+    traced, new = shared.initial(config, method)
+    beginning = _beginning(config)
+    fresh = jax.eval_shape(lambda: method.start_phase(traced(*beginning), 0, first))
     if saved.latest() is not None:
         return _resume(config, method, saved, fresh)
     if config.resume:
@@ -88,9 +92,7 @@ def find(config: ConfigDict, method: Method, saved: checkpoint.Checkpoints) -> S
                              "steps of its last phase, or take its networks by config.init")
         return begin
     _check_needs(config, method)
-    # it runs once, and its many random draws take a CPU's compiler a minute otherwise
-    quick = {"xla_backend_optimization_level": 0} if jax.default_backend() == "cpu" else None
-    nets = jax.jit(lambda: _new(config, method), compiler_options=quick)()
+    nets = new(*beginning)
     notes = []
     for net, path in config.init.items():
         if path:
@@ -99,10 +101,10 @@ def find(config: ConfigDict, method: Method, saved: checkpoint.Checkpoints) -> S
     return Start(method.start_phase(nets, 0, first), tuple(config.phases), tuple(notes))
 
 
-def _new(config: ConfigDict, method: Method) -> dict[str, Any]:
+def _beginning(config: ConfigDict) -> tuple[np.ndarray, np.ndarray]:
+    """What initial networks are made of: the seed, and a picture of the size they are for."""
     side = config.data.crop or config.data.resize or 64
-    blank = jnp.zeros((1, side, side, 3))
-    return method.init(jax.random.key(config.seed), {"low": blank, "high": blank})
+    return seed_of(config.seed), np.zeros((1, side, side, 3), np.float32)
 
 
 def _check_needs(config: ConfigDict, method: Method) -> None:
