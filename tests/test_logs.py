@@ -3,6 +3,7 @@
 import json
 import struct
 import sys
+import time
 import types
 
 import pytest
@@ -58,20 +59,29 @@ def records(path):
 
 def offline(workdir):
     """Every run below a workdir: (what it is, rows by step, exit code), in order of time."""
-    found = []
-    for path in sorted((workdir / "wandb").glob("offline-run-*/*.wandb")):
-        rows, run, code = {}, None, None
-        for kind, record in records(path):
-            if kind == "run":
-                run = record.run
-            elif kind == "exit":
-                code = record.exit.exit_code
-            elif kind == "history":
-                row = {".".join(item.nested_key) or item.key: json.loads(item.value_json)
-                       for item in record.history.item}
-                rows[row["_step"]] = row
-        found.append((run, rows, code))
-    return found
+    # wandb's service writes the files in a process of its own, and may end after the run does.
+    deadline = time.monotonic() + 60
+    while True:
+        found = [parsed(path) for path in sorted(
+            (workdir / "wandb").glob("offline-run-*/*.wandb"))]
+        if found and all(code is not None for *_, code in found):
+            return found
+        assert time.monotonic() < deadline, found
+        time.sleep(0.1)
+
+
+def parsed(path):
+    rows, run, code = {}, None, None
+    for kind, record in records(path):
+        if kind == "run":
+            run = record.run
+        elif kind == "exit":
+            code = record.exit.exit_code
+        elif kind == "history":
+            row = {".".join(item.nested_key) or item.key: json.loads(item.value_json)
+                   for item in record.history.item}
+            rows[row["_step"]] = row
+    return run, rows, code
 
 
 def test_a_run_is_logged_offline_and_resumed(wandb, tmp_path):
