@@ -93,6 +93,7 @@ class _Training:
         """Opens the data and traces every phase."""
         config = self.config
         self.data = pipeline.Data(config.data, report=logs.say_anywhere)
+        start.check_pairs(config, self.method, begin.phases, self.data.unpaired)
         self.weights = self.method.weights()
         self.pairs = self._pairs()
         self.total = sum(config.phase[phase].steps for phase in config.phases)
