@@ -120,8 +120,10 @@ def get_config(presets: str = "") -> ConfigDict:
     ))
 
     # enabled: in the program at all. weight: its factor in the total; 0.0 only logs the term.
-    # norm: l1 | l2 (root of the mean square) | mse; the paper does not say whether it means sums
-    # or means, and no program of stage 1 is published.
+    # norm: l1 | l2 (root of the mean square) | mse. The paper prints a 2-norm for content, 1-norms
+    # for reconstruction and reflectance and, for smoothness, a norm without saying which; it does
+    # not say whether it means sums or means, squared or not, nor, for certain, the weight of
+    # reconstruction (1.0 or 0.1). No program of stage 1 is published.
     config.loss = ConfigDict(dict(
         content=dict(  # a decoded latent is its picture
             enabled=True,
@@ -137,8 +139,9 @@ def get_config(presets: str = "") -> ConfigDict:
             enabled=True,
             weight=1.0,
             cross=1.0,  # factor of R of one picture with L of the other
+            norm="l1",
         ),
-        reflectance=dict(enabled=True, weight=0.1),  # R of both pictures is one
+        reflectance=dict(enabled=True, weight=0.1, norm="l1"),  # R of both pictures is one
         smoothness=dict(  # L changes only where R does
             enabled=True,
             weight=0.01,

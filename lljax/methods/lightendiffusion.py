@@ -456,9 +456,9 @@ class Method(base.Method):
 
         every = {
             "content": content,
-            "reconstruction": lambda c: losses.reconstruction(r, light, latents)
-            + c.cross * losses.reconstruction(r, swapped, other),
-            "reflectance": lambda c: losses.reflectance_consistency(*jnp.split(r, 2)),
+            "reconstruction": lambda c: losses.reconstruction(r, light, latents, c.norm)
+            + c.cross * losses.reconstruction(r, swapped, other, c.norm),
+            "reflectance": lambda c: losses.reflectance_consistency(*jnp.split(r, 2), c.norm),
             "smoothness": lambda c: losses.latent_smoothness(light, r, c.edge, c.norm),
         }
         terms = {name: term(loss[name]) for name, term in every.items() if loss[name].enabled}
