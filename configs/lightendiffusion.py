@@ -15,7 +15,7 @@ Presets (configs/lightendiffusion.py:NAME, a comma list, later wins):
   autoencoder_only, denoiser_only: one stage; the second needs --config.init.autoencoder
   official: numbers of the official stage 2, 512 px
   living_latent: stage 1 with further terms that make the latent carry the picture; the paper's
-    alone leave it constant
+    alone left it constant in short runs
   no_consistency, no_content_transfer, image_space: the paper's ablations
   smoke
 Hardware, wall time and score: not yet measured at full length.
@@ -130,8 +130,8 @@ def get_config(presets: str = "") -> ConfigDict:
             weight=1.0,
             norm="l2",
             # factors of the same with the other exposure's latent, and without the features of the
-            # picture; the paper's are 0.0, with which the decoder lives on the features alone and
-            # the latent means nothing (docs/lightendiffusion.md)
+            # picture; the paper's are 0.0, with which in short runs the decoder lived on the
+            # features alone and the latent meant nothing (docs/lightendiffusion.md)
             cross=0.0,
             bare=0.0,
         ),
