@@ -27,6 +27,7 @@ UNET = f"U-Net {LATENT}x{LATENT}"
 STAGE_1, STAGE_2 = f"autoencoder step {BATCH}x{SIDE}", f"denoiser step {BATCH}x{SIDE}"
 THROUGH = f"consistency step 1x{SIDE}"
 STEPS = 20  # of the sampler
+NARROW = 16  # channels of the U-Net whose memory is looked at
 
 
 def lljax_tasks(config, nets):
@@ -50,14 +51,16 @@ def _lljax_unet(config, nets):
 
 
 def lljax_memory(config, nets):
-    """Without `remat` the whole U-Net compiles for minutes, so it is a narrow one."""
+    """With and without `remat`; the whole U-Net compiles for minutes, so it is a narrow one."""
     from lljax import config as config_lib
     found = {}
-    for remat, suffix in (("true", ""), ("false", ", without loss.consistency.remat")):
-        narrow = config_lib.change(
-            config, ["model.unet_width=16", f"loss.consistency.remat={remat}"])
-        found[f"{THROUGH}, U-Net of width 16{suffix}"] = common.step_memory(
-            narrow, common.initial(narrow), "denoiser", **_pictures(1))
+    for side in (SIDE, SIZE[0]):
+        for remat, suffix in (("true", ""), ("false", ", without loss.consistency.remat")):
+            narrow = config_lib.change(config, [f"model.unet_width={NARROW}",
+                                                f"loss.consistency.remat={remat}"])
+            found[f"consistency step 1x{side}, U-Net of width {NARROW}{suffix}"] = (
+                common.step_memory(narrow, common.initial(narrow), "denoiser",
+                                   **_pictures(1, side)))
     return found
 
 
@@ -106,9 +109,9 @@ def _average(net, optimizer):
     optimizer.register_step_post_hook(lambda *_: averaged.update_parameters(net))
 
 
-def _pictures(batch):
-    return {"low": common.picture(SIDE, SIDE, batch),
-            "high": common.picture(SIDE, SIDE, batch, bright=True)}
+def _pictures(batch, side=SIDE):
+    return {"low": common.picture(side, side, batch),
+            "high": common.picture(side, side, batch, bright=True)}
 
 
 def _latents():

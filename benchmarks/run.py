@@ -18,6 +18,10 @@ denormal numbers to zero as XLA does.
 To try settings, e.g. micro-batches, a side of its own for each:
 
     python benchmarks/run.py --method NAME --task step --also phase.PHASE.microbatch=1
+
+The memory of a method's compiled programs alone, which are not run:
+
+    python benchmarks/run.py --method NAME --memory
 """
 
 import argparse
@@ -321,8 +325,7 @@ def markdown(result):
             share = 100 * result["pipeline_share"][method]
             lines += ["", f"Data pipeline and dispatch: {share:.1f} % of a training step."]
         if found := result["memory"].get(method):
-            lines += ["", "| memory of the compiled program | MiB |", "|---|---|"]
-            lines += [f"| {what} | {mib:.0f} |" for what, mib in found.items()]
+            lines += ["", *memory_table(found)]
     if result["start_up"]:
         lines += ["", "| `lljax enhance one.jpg` | wall, s | import | compile | run |",
                   "|---|---|---|---|---|"]
@@ -335,6 +338,12 @@ def markdown(result):
     lines += [f"| {row['megapixels']:.1f} | {row['wall']:.1f} | {row['run']:.1f} | "
               f"{row['peak_mib']:.0f} |" for row in result["sizes"]]
     return "\n".join(lines) + "\n"
+
+
+def memory_table(found):
+    """A table's lines, of {what: MiB}."""
+    return ["| memory of the compiled program | MiB |", "|---|---|",
+            *(f"| {what} | {mib:.0f} |" for what, mib in found.items())]
 
 
 def plot(result, path):
@@ -397,6 +406,8 @@ def arguments():
                         help="only tasks whose name has this in it, and nothing but tasks")
     parser.add_argument("--also", action="append", default=[], metavar="'KEY=VALUE ...'",
                         help="one more side, lljax with these settings; may be repeated")
+    parser.add_argument("--memory", action="store_true",
+                        help="only the memory of compiled programs; writes no files")
     args = parser.parse_args()
     args.methods = known if args.method == "all" else [args.method]
     args.rounds = 3 if args.quick else 9
@@ -407,6 +418,10 @@ def arguments():
 
 def main():
     args = arguments()
+    if args.memory:
+        for name in args.methods:
+            print("\n".join([f"{name}:", *memory_table(in_process(memory, name, args.threads))]))
+        return
     compared = {name: compare(name, args) for name in args.methods}
     shares, memories, start_up, sizes = {}, {}, {}, []
     if not args.task:

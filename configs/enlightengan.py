@@ -8,9 +8,10 @@ The self feature preserving loss needs a file of VGG16 weights: add the preset v
 
 Command:
   python train.py --config configs/enlightengan.py:vgg --workdir runs/enlightengan \
-    --config.data.low=DARK --config.data.high=BRIGHT --config.vgg16.path=vgg16.weight.pth
+    --config.data.low=DARK --config.data.high=BRIGHT --config.vgg16.path=vgg16.weight
 Presets (configs/enlightengan.py:NAME, a comma list, later wins):
-  official: all of the official program; vgg: its VGG16 terms alone
+  official: all of the official program, knob by knob; vgg: its VGG16 terms, which is the same
+    as long as no preset before it changes the defaults
   no_local, no_attention, no_feature: the paper's ablations
   ema: the generator's average is what is used; smoke
 Hardware and wall time: not yet measured at full length.
@@ -106,7 +107,7 @@ def get_config(presets: str = "") -> ConfigDict:
         most=4.0,  # ... to this, in hundredths
     ))
     config.vgg16 = ConfigDict(dict(  # of the feature terms
-        path=placeholder(str),  # file of VGG16 weights, .pth or .safetensors
+        path=placeholder(str),  # file of VGG16 weights, PyTorch's (any name) or .safetensors
         style="caffe",  # caffe (input BGR 0 to 255, official) | torchvision (ImageNet's scaling)
         layer="relu5_1",  # relu1_1 ... relu5_3
     ))

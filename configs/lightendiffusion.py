@@ -15,7 +15,7 @@ Presets (configs/lightendiffusion.py:NAME, a comma list, later wins):
   autoencoder_only, denoiser_only: one stage; the second needs --config.init.autoencoder
   official: numbers of the official stage 2, 512 px
   living_latent: stage 1 with further terms that make the latent carry the picture; the paper's
-    alone leave it constant
+    alone left it constant in short runs
   no_consistency, no_content_transfer, image_space: the paper's ablations
   smoke
 Hardware, wall time and score: not yet measured at full length.
@@ -128,16 +128,18 @@ def get_config(presets: str = "") -> ConfigDict:
     ))
 
     # enabled: in the program at all. weight: its factor in the total; 0.0 only logs the term.
-    # norm: l1 | l2 (root of the mean square) | mse; the paper does not say whether it means sums
-    # or means, and no program of stage 1 is published.
+    # norm: l1 | l2 (root of the mean square) | mse. The paper prints a 2-norm for content, 1-norms
+    # for reconstruction and reflectance and, for smoothness, a norm without saying which; it does
+    # not say whether it means sums or means, squared or not, nor, for certain, the weight of
+    # reconstruction (1.0 or 0.1). No program of stage 1 is published.
     config.loss = ConfigDict(dict(
         content=dict(  # a decoded latent is its picture
             enabled=True,
             weight=1.0,
             norm="l2",
             # factors of the same with the other exposure's latent, and without the features of the
-            # picture; the paper's are 0.0, with which the decoder lives on the features alone and
-            # the latent means nothing (docs/lightendiffusion.md)
+            # picture; the paper's are 0.0, with which in short runs the decoder lived on the
+            # features alone and the latent meant nothing (docs/lightendiffusion.md)
             cross=0.0,
             bare=0.0,
         ),
@@ -145,8 +147,9 @@ def get_config(presets: str = "") -> ConfigDict:
             enabled=True,
             weight=1.0,
             cross=1.0,  # factor of R of one picture with L of the other
+            norm="l1",
         ),
-        reflectance=dict(enabled=True, weight=0.1),  # R of both pictures is one
+        reflectance=dict(enabled=True, weight=0.1, norm="l1"),  # R of both pictures is one
         smoothness=dict(  # L changes only where R does
             enabled=True,
             weight=0.01,

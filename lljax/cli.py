@@ -268,7 +268,7 @@ def _enhance(options: argparse.Namespace) -> int:
     seconds = {"import": ready, "compile": compiled,
                "run": time.perf_counter() - start - ready - compiled}
     summary = folder.summary(done, plan, models=list(enhancers) or _models_of(options),
-                             control=vars(control), seconds=seconds)
+                             control=vars(control), seed=options.seed, seconds=seconds)
     if options.json:
         from lljax.evaluation import evaluate
         folder.write_summary(options.json, {**summary, "versions": evaluate.versions()})

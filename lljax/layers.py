@@ -772,7 +772,7 @@ def vgg16_features(params: Mapping[str, Mapping[str, Array]], x: Array,
 
 
 def read_vgg16(path: str, layer: str = "relu5_3",
-               style: str | None = None) -> dict[str, dict[str, np.ndarray]]:
+               style: str = "torchvision") -> dict[str, dict[str, np.ndarray]]:
     """Reads VGG16 weights from a user's file. There is no fallback to random features.
 
     Args:
@@ -780,7 +780,7 @@ def read_vgg16(path: str, layer: str = "relu5_3",
         the Caffe conversions (`conv1_1.weight`, ...). The two want different input scalings.
       layer: the last layer that is needed; later ones are left out.
       style: "torchvision" or "caffe", the scaling that the caller will feed; a file with the other
-        one's names is refused. None takes either.
+        one's names is refused.
 
     Returns:
       Parameters for `vgg16_features`.
@@ -789,13 +789,14 @@ def read_vgg16(path: str, layer: str = "relu5_3",
       InputError: no such file, an unreadable one, or one that lacks these weights or is of the
         other style; an unknown style.
     """
-    if style is not None and style not in VGG16_STYLES:
+    if style not in VGG16_STYLES:
         raise unknown("style of VGG16 weights", style, VGG16_STYLES)
     tensors = tensors_lib.read(path)
     for other, first in (("caffe", "conv1_1.weight"), ("torchvision", "features.0.weight")):
-        if style and style != other and first in tensors:
+        if style != other and first in tensors:
             raise InputError(f"{path} has the names of {other}'s VGG16 ({first}), whose input is "
-                             f"scaled another way than {style}'s; set the style to {other}")
+                             f"scaled another way than {style}'s; give a file of {style}'s or, "
+                             f"where the method has the choice, set the style to {other}")
     params, channels = {}, 3
     for name in _vgg16_convs_to(layer):
         theirs = name if f"{name}.weight" in tensors else f"features.{VGG16_CONVS[name]}"

@@ -164,22 +164,26 @@ def saturation(enhanced: Array) -> Array:
 # ---- retinex (Retinex-Net, LightenDiffusion's first stage) ----
 
 
-def reconstruction(reflectance: Array, illumination: Array, image: Array) -> Array:
+def reconstruction(reflectance: Array, illumination: Array, image: Array,
+                   norm: str = "l1") -> Array:
     """Reconstruction: reflectance times illumination is the picture.
 
     Args:
       reflectance: [B, H, W, 3] in [0, 1].
       illumination: [B, H, W, 1] or [B, H, W, 3], in [0, 1] or, adjusted, unbounded.
       image: the picture they should make, [B, H, W, 3] in [0, 1].
+      norm: "l1", "l2" or "mse" of the difference, as in `content`.
 
     Returns:
-      [B], >= 0, 0 if they make it.
+      [B], >= 0, 0 if they make it (gradient 0 there, with each norm).
 
     Raises:
-      ValueError: shapes disagree or are not pictures.
+      ValueError: shapes disagree or are not pictures, or an unknown norm.
 
     Source: Wei et al., BMVC 2018, L_recon; of one picture, with its own or the other one's
-      reflectance, and of the enhanced picture. Without the weights.
+      reflectance, and of the enhanced picture. Without the weights. Jiang et al., ECCV 2024
+      (LightenDiffusion), L_rec, of latents: as far as we know printed as a 1-norm, too; whether a
+      sum or a mean is meant is open.
     """
     _check_images("reconstruction", reflectance=reflectance, image=image)
     if (reflectance.shape != image.shape or illumination.shape[:-1] != image.shape[:-1]
@@ -187,32 +191,34 @@ def reconstruction(reflectance: Array, illumination: Array, image: Array) -> Arr
         raise ValueError(f"reconstruction: reflectance {reflectance.shape}, illumination "
                          f"{illumination.shape} (1 or 3 channels) and image {image.shape} must "
                          "agree")
-    # mean |R * I - S|
-    return jnp.abs(reflectance * illumination - image).mean((1, 2, 3))
+    # ||R * I - S||, of the mean
+    return _norm(norm, reflectance * illumination - image)
 
 
-def reflectance_consistency(low: Array, high: Array) -> Array:
+def reflectance_consistency(low: Array, high: Array, norm: str = "l1") -> Array:
     """Invariable reflectance: two exposures of one scene have the same.
 
     Args:
       low: reflectance of the dark picture, [B, H, W, 3] in [0, 1].
       high: reflectance of the bright one, same shape.
+      norm: "l1", "l2" or "mse" of the difference, as in `content`.
 
     Returns:
-      [B], >= 0, 0 if they are equal.
+      [B], >= 0, 0 if they are equal (gradient 0 there, with each norm).
 
     Raises:
-      ValueError: shapes disagree or are not pictures.
+      ValueError: shapes disagree or are not pictures, or an unknown norm.
 
     Source: Wei et al., BMVC 2018, L_ir. The PyTorch port stops the gradient of `high`, which is
-      left to the caller.
+      left to the caller. Jiang et al., ECCV 2024 (LightenDiffusion), L_ref, of latents: as far as
+      we know printed as a 1-norm, too; whether a sum or a mean is meant is open.
     """
     _check_images("reflectance_consistency", low=low, high=high)
     if low.shape != high.shape:
         raise ValueError(f"reflectance_consistency: low {low.shape} and high {high.shape} must "
                          "agree")
-    # mean |R_l - R_h|
-    return jnp.abs(low - high).mean((1, 2, 3))
+    # ||R_l - R_h||, of the mean
+    return _norm(norm, low - high)
 
 
 def structure_smoothness(illumination: Array, reflectance: Array, edge: float = 10.0,
@@ -304,7 +310,7 @@ def content(decoded: Array, image: Array, norm: str = "l2") -> Array:
 
 
 def latent_smoothness(illumination: Array, reflectance: Array, edge: float = 10.0,
-                      norm: str = "l2") -> Array:
+                      norm: str = "l1") -> Array:
     """Smoothness of a latent's illumination: it changes only where the reflectance does.
 
     Args:
@@ -319,10 +325,11 @@ def latent_smoothness(illumination: Array, reflectance: Array, edge: float = 10.
     Raises:
       ValueError: shapes disagree, a side under 2 px, or an unknown norm.
 
-    Source: Jiang et al., ECCV 2024 (LightenDiffusion), L_ill; no program of this stage is
-      published. As in `structure_smoothness` the exponent takes the magnitude of the
-      reflectance's change, which the paper leaves out; here channel by channel, unaveraged, and
-      between neighbours inside the latent only.
+    Source: Jiang et al., ECCV 2024 (LightenDiffusion), L_ill, as far as we know printed as a norm
+      without saying which; no program of this stage is published. The default is the norm of
+      Retinex-Net's smoothness. As in `structure_smoothness` the exponent takes the magnitude of
+      the reflectance's change, which the paper leaves out; here channel by channel, unaveraged,
+      and between neighbours inside the latent only.
     """
     if (reflectance.ndim != 4 or min(reflectance.shape[1:3]) < 2
             or illumination.shape[:-1] != reflectance.shape[:-1]

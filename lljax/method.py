@@ -214,6 +214,12 @@ class Method:
         del phase
         return ()
 
+    def paired(self, phase: str) -> bool:
+        """Whether a phase needs `low` and `high` of one scene. A training of such a phase on
+        pictures that are drawn independently is refused."""
+        del phase
+        return False
+
     def margins(self, side: int) -> tuple[int, int]:
         """How many px a picture's side is extended by, before and after it, to a multiple of
         `multiple`: mirrored without the edge, or with the edge repeated if it is too short."""

@@ -300,7 +300,8 @@ def test_the_summary_for_programs(two, model, tmp_path, capsys):
     Image.new("RGB", (30, 20)).save(two / "d.png")
     here("enhance", two / "d.png", "-o", tmp_path / "out", "--model", model)
     capsys.readouterr()
-    command = ("enhance", two, "-o", tmp_path / "out", "--model", model, "--strength", "0.5")
+    command = ("enhance", two, "-o", tmp_path / "out", "--model", model, "--strength", "0.5",
+               "--seed", "7")
     assert here(*command, "--json", "-", "--skip-existing") == 1
     said, err = capsys.readouterr()
     found = json.loads(said)
@@ -308,6 +309,7 @@ def test_the_summary_for_programs(two, model, tmp_path, capsys):
     assert found["totals"] == {"enhanced": 2, "failed": 1, "skipped": 1}
     assert found["models"] == [str(model)] and found["versions"]["jax"] == jax.__version__
     assert found["control"]["strength"] == 0.5 and found["seconds"]["run"] > 0
+    assert found["seed"] == 7
     files = {os.path.basename(file["input"]): file for file in found["files"]}
     assert len(found["files"]) == 4 and files["d.png"]["skipped"]
     assert files["b.png"]["output"] == str(tmp_path / "out" / "sub" / "b.png")

@@ -14,7 +14,7 @@ from lljax import cli, convert, diffusion, method, parallel, weights
 from lljax import config as configs
 from lljax.errors import InputError
 from lljax.inference.enhancer import Enhancer
-from lljax.training import start
+from lljax.training import loop, start
 
 KEY = jax.random.key(0)
 SIDE = 8
@@ -269,6 +269,31 @@ def test_the_denoiser_needs_an_autoencoder():
     model = build("smoke,denoiser_only")
     with pytest.raises(InputError, match="on the network 'autoencoder'.*config.init.autoencoder"):
         start._check_needs(model.config, model)
+
+
+def unpaired(tmp_path):
+    """Flags of two folders whose pictures show different scenes, 32 px."""
+    for role in ("low", "high"):
+        (tmp_path / role).mkdir()
+        for i in range(2):
+            Image.fromarray((255 * picture(32, 32, i)).astype(np.uint8)).save(
+                tmp_path / role / f"{role}{i}.png")
+    return {"data__source": "unpaired", **{f"data__{role}": str(tmp_path / role)
+                                           for role in ("low", "high")}}
+
+
+def test_only_stage_2_takes_unpaired_pictures(tmp_path):
+    """The refusal names phase and source, and leaves nothing behind."""
+    flags = unpaired(tmp_path)
+    match = "phase 'autoencoder'.*source=unpaired.*source=pairs"
+    with pytest.raises(InputError, match=match):
+        loop.fit(build("smoke,autoencoder_only", **flags).config, str(tmp_path / "run"))
+    assert not (tmp_path / "run" / "config.json").exists()
+    both = build("smoke", **flags)
+    with pytest.raises(InputError, match=match):
+        start.check_pairs(both.config, both, both.config.phases, unpaired=True)
+    # what has been trained needs no pairs any more
+    start.check_pairs(both.config, both, ("denoiser",), unpaired=True)
 
 
 def test_stage_2_starts_from_another_run(tmp_path):

@@ -1,12 +1,14 @@
 """Loss terms: values worked out by hand, minima, gradients at the edges, errors."""
 
 import functools
+import inspect
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lljax import config as configs
 from lljax import losses
 
 
@@ -263,6 +265,29 @@ def test_content_by_hand(norm, expected):
     np.testing.assert_allclose(losses.content(decoded, image, norm), [0, expected], rtol=1e-6)
 
 
+@pytest.mark.parametrize("norm, expected", [("l1", 0.7 / 6), ("mse", 0.29 / 6),
+                                            ("l2", np.sqrt(0.29 / 6))])
+def test_norms_of_the_latent_retinex_terms_by_hand(norm, expected):
+    """Differences of 0.2 and 0.5 among six values; l1 is what is computed without a norm."""
+    scene = np.full((1, 1, 2, 3), 0.5, np.float32)
+    light = np.full((1, 1, 2, 1), 0.8, np.float32)
+    image, other = 0.4 * np.ones_like(scene), scene.copy()
+    image[0, 0, 0, 0], other[0, 0, 0, 0] = 0.6, 0.7
+    image[0, 0, 1, 2], other[0, 0, 1, 2] = 0.9, 0.0
+    for term, arrays in ((losses.reconstruction, (scene, light, image)),
+                         (losses.reflectance_consistency, (scene, other))):
+        np.testing.assert_allclose(term(*arrays, norm), [expected], rtol=1e-5)
+        np.testing.assert_allclose(term(*arrays), term(*arrays, "l1"))
+
+
+def test_the_norms_without_a_choice_are_the_configs():
+    loss = configs.default("lightendiffusion").loss
+    for term, function in (("content", losses.content), ("reconstruction", losses.reconstruction),
+                           ("reflectance", losses.reflectance_consistency),
+                           ("smoothness", losses.latent_smoothness)):
+        assert inspect.signature(function).parameters["norm"].default == loss[term].norm, term
+
+
 @pytest.mark.parametrize("norm, power, root", [("l1", 1, 1), ("mse", 2, 1), ("l2", 2, 2)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_latent_smoothness_by_its_definition(channels, norm, power, root):
@@ -313,7 +338,9 @@ LATENT = {
        for n in NORMS},
     "noise_error": losses.noise_error,
     "consistency": losses.consistency,
-    "reconstruction": lambda a, b: losses.reconstruction(a, b, b),
+    **{f"reconstruction {n}": lambda a, b, n=n: losses.reconstruction(a, b, b, n) for n in NORMS},
+    **{f"reflectance {n}": lambda a, b, n=n: losses.reflectance_consistency(a, b, n)
+       for n in NORMS},
 }
 
 
@@ -438,6 +465,8 @@ def test_one_value_an_image(name):
      ["prot", "port"]),
     (lambda: losses.content(pictures(), pictures()[:, :9]), ["content", "33, 37", "9, 37"]),
     (lambda: losses.content(pictures(), pictures(), "L2"), ["L2", "l2"]),
+    (lambda: losses.reconstruction(pictures(), pictures(), pictures(), "l0"), ["l0", "l1, l2"]),
+    (lambda: losses.reflectance_consistency(pictures(), pictures(), "l0"), ["l0", "l1, l2"]),
     (lambda: losses.latent_smoothness(pictures()[..., :2], pictures()), ["33, 37, 2"]),
     (lambda: losses.latent_smoothness(pictures()[:, :9], pictures()), ["9, 37", "33, 37"]),
     (lambda: losses.latent_smoothness(*[pictures()[:, :1]] * 2), ["(2, 1, 37, 3)", "2 px"]),

@@ -12,8 +12,10 @@ import pytest
 from lljax import config as configs
 from lljax import convert, method, parallel, tensors
 from lljax.checkpoint import load_nets
+from lljax.data import pipeline
 from lljax.errors import InputError
 from lljax.inference import enhancer
+from lljax.training import start
 from lljax.training.loop import fit
 
 KEY = jax.random.key(0)
@@ -298,6 +300,18 @@ def test_data_without_references_is_refused():
     model = build()
     with pytest.raises(InputError, match="no references.*source=pairs"):
         model.terms(model.init(KEY, batch()), {"low": batch()["low"]}, ("decom",))
+
+
+def test_unpaired_data_is_refused():
+    for presets in ("", "joint", "finetune", "relight_only"):
+        model = method.load(configs.default("retinexnet", presets))
+        model.config.data.source = "unpaired"  # without folders the demo set serves
+        data = pipeline.Data(model.config.data)
+        with pytest.raises(InputError, match="of one scene.*source=unpaired.*source=pairs"):
+            start.check_pairs(model.config, model, model.config.phases, data.unpaired)
+        model.config.data.source = "demo"
+        start.check_pairs(model.config, model, model.config.phases,
+                          pipeline.Data(model.config.data).unpaired)
 
 
 # ---- official files ----

@@ -326,8 +326,20 @@ def test_both_name_styles_are_read(vgg16_files, tmp_path):
                for name, i in layers.VGG16_CONVS.items() for part in ("weight", "bias")}
     save_file(renamed, tmp_path / "caffe.safetensors")
     jax.tree.map(np.testing.assert_array_equal, layers.read_vgg16(vgg16_files[0], "relu4_3"),
-                 layers.read_vgg16(str(tmp_path / "caffe.safetensors"), "relu4_3"))
+                 layers.read_vgg16(str(tmp_path / "caffe.safetensors"), "relu4_3", "caffe"))
     assert list(layers.read_vgg16(vgg16_files[0], "relu1_2")) == ["conv1_1", "conv1_2"]
+
+
+@pytest.mark.parametrize("name", ["zerodce", "zerodcepp"])
+def test_features_for_another_scaling_are_refused(name, tmp_path):
+    """Pictures enter from 0 to 1, so a Caffe file's features would mean nothing."""
+    path = tmp_path / "caffe.safetensors"
+    save_file({"conv1_1.weight": np.zeros((64, 3, 3, 3), np.float32),
+               "conv1_1.bias": np.zeros(64, np.float32)}, path)
+    config = configs.default(name)
+    config.loss.perceptual.update(dict(enabled=True, vgg16=str(path), layer="relu1_1"))
+    with pytest.raises(InputError, match="caffe's VGG16.*give a file of torchvision's"):
+        jax.eval_shape(method.load(config).init, KEY, batch())
 
 
 def test_no_features_without_weights(tmp_path):

@@ -45,6 +45,11 @@ class Data:
         """Number of broken records met so far."""
         return sum(len(getattr(table.records, "skipped", ())) for table in self._tables)
 
+    @property
+    def unpaired(self) -> bool:
+        """Whether a sample's pictures are drawn independently of each other."""
+        return len(self._tables) > 1
+
     def __len__(self) -> int:
         return max(len(table) for table in self._chosen)
 

@@ -391,7 +391,7 @@ def summary(done: Sequence[Done], planned: Plan, **more: Any) -> dict[str, Any]:
     Args:
       done: the jobs tried.
       planned: what was to be done.
-      **more: said of the whole run, e.g. model="zerodce".
+      **more: said of the whole run, e.g. seed=0.
 
     Returns:
       made_by, `more`, totals {enhanced, failed, skipped}, and files: [{input, output,

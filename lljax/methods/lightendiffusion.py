@@ -406,6 +406,10 @@ class Method(base.Method):
         """The denoiser is trained on a finished autoencoder."""
         return ("autoencoder",) if self.nets_of(phase) == ("denoiser",) else ()
 
+    def paired(self, phase: str) -> bool:
+        """Stage 1 compares two exposures of one scene; stage 2 takes any dark and bright ones."""
+        return "autoencoder" in self.nets_of(phase)
+
     def train_step(self, state: base.State, batch: base.Batch, weights: dict[str, Array], *,
                    phase: str) -> tuple[base.State, base.Scalars]:
         """One gradient step on the phase's network."""
@@ -452,9 +456,9 @@ class Method(base.Method):
 
         every = {
             "content": content,
-            "reconstruction": lambda c: losses.reconstruction(r, light, latents)
-            + c.cross * losses.reconstruction(r, swapped, other),
-            "reflectance": lambda c: losses.reflectance_consistency(*jnp.split(r, 2)),
+            "reconstruction": lambda c: losses.reconstruction(r, light, latents, c.norm)
+            + c.cross * losses.reconstruction(r, swapped, other, c.norm),
+            "reflectance": lambda c: losses.reflectance_consistency(*jnp.split(r, 2), c.norm),
             "smoothness": lambda c: losses.latent_smoothness(light, r, c.edge, c.norm),
         }
         terms = {name: term(loss[name]) for name, term in every.items() if loss[name].enabled}

@@ -230,6 +230,11 @@ class Method(base.Method):
             return self.nets_of(phase)
         return ("decom",) if self.nets_of(phase) == ("relight",) else ()
 
+    def paired(self, phase: str) -> bool:
+        """Every loss compares a dark picture with its reference."""
+        del phase
+        return True
+
     def train_step(self, state: base.State, batch: base.Batch, weights: dict[str, Array], *,
                    phase: str) -> tuple[base.State, base.Scalars]:
         """One gradient step on the phase's networks; two of them are trained end to end."""

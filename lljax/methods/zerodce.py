@@ -114,7 +114,8 @@ class Method(base.Method):
                 raise InputError("config.loss.perceptual.enabled needs "
                                  "config.loss.perceptual.vgg16, a file of torchvision's VGG16 "
                                  "weights (.pth or .safetensors)")
-            nets["vgg16"] = {"params": layers.read_vgg16(perceptual.vgg16, perceptual.layer)}
+            nets["vgg16"] = {"params": layers.read_vgg16(
+                perceptual.vgg16, perceptual.layer, "torchvision")}
         return nets
 
     def train_step(self, state: base.State, batch: base.Batch, weights: dict[str, Array], *,

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from lljax.errors import InputError, Stopped
 from lljax.method import State
-from lljax.training import logs
+from lljax.training import logs, start
 from lljax.training.member import Member
 from lljax.training.shared import ALONE, LOCKSTEP, Shared, Step, seed_of
 
@@ -117,6 +117,7 @@ class _Training:
         self.members, self.shared, self.how = members, shared, how
         self.config, self.method = members[0].config, members[0].method
         self.data = shared.data(self.config)
+        start.check_pairs(self.config, self.method, members[0].begin.phases, self.data.unpaired)
         for member in members:
             member.open_pairs()
         self.total = sum(self.config.phase[phase].steps for phase in self.config.phases)

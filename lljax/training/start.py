@@ -69,6 +69,27 @@ class Start:
     notes: tuple[str, ...] = ()
 
 
+def check_pairs(config: ConfigDict, method: Method, phases: tuple[str, ...],
+                unpaired: bool) -> None:
+    """Refuses pictures that are drawn independently where a phase needs those of one scene.
+
+    Args:
+      config: complete config.
+      method: of the config.
+      phases: those still to run.
+      unpaired: whether the training data are, see `pipeline.Data`.
+
+    Raises:
+      InputError: such a phase.
+    """
+    for phase in phases if unpaired else ():
+        if method.paired(phase):
+            raise InputError(
+                f"phase {phase!r} is trained on two pictures of one scene at a time, but "
+                f"config.data.source={config.data.source} draws them independently; use "
+                "config.data.source=pairs with data.low and data.high (matched by file name)")
+
+
 def find(config: ConfigDict, method: Method, saved: checkpoint.Checkpoints,
          shared: Shared) -> Start:
     """The own workdir's last checkpoint, else another run's, else other networks or new ones.
