@@ -146,7 +146,7 @@ def main(argv: Sequence[str]) -> int:
 
 def _check_flags(flags: Any) -> None:
     if flags.config is None:
-        raise InputError("give --config, e.g. --config configs/zerodce.py")
+        raise InputError("give --config, e.g. --config configs/METHOD.py")
     if not flags.root:
         raise InputError("give --root, the folder of the ablation, e.g. --root runs/ablation")
     if flags.mode and flags.mode not in MODES:
@@ -294,7 +294,7 @@ def _config_flag(argv: Sequence[str]) -> tuple[int, str]:
             return i, match.group(1)
         if argv[i - 1] in ("--config", "-config"):
             return i, argv[i]
-    raise InputError("give --config, e.g. --config configs/zerodce.py")
+    raise InputError("give --config, e.g. --config configs/METHOD.py")
 
 
 def _config_file(argv: Sequence[str]) -> str:

@@ -128,9 +128,11 @@ class _Training:
         for member in self.members:
             member.open_log()
         for number, phase in enumerate(self.members[0].begin.phases):
+            self.members = [member for member in self.members if not member.stopped]
             for member in self.members:
                 member.start_phase(phase, first=number == 0)
-            self._phase(phase)
+            if self.members:
+                self._phase(phase)
 
     def _check_terms(self) -> None:
         """The enabled loss terms must be those that the phases' steps return."""
