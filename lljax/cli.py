@@ -399,13 +399,14 @@ def _enhance_videos(options: argparse.Namespace) -> int:
     from lljax import parallel
     from lljax.inference import enhancer as enhancer_lib
     from lljax.inference import folder, video
+    from lljax.inference.control import Control
     single = len(options.inputs) == 1 and _is_video(options.output)
     jobs = [(file, options.output if single else
              os.path.join(options.output, os.path.basename(file))) for file in options.inputs]
     if len({os.path.realpath(target).lower() for _, target in jobs}) < len(jobs):
         raise InputError("two of the videos would be written under the same name; run them one "
                          "after the other, into different folders")
-    strength = _number(options.strength)
+    strength = Control(_number(options.strength)).strength  # it must be a number from 0 to 1
     for _, target in jobs:
         video.check(target, options.quality)
     method, nets = enhancer_lib.load_method(_model(options), options.set)
@@ -427,6 +428,10 @@ def _enhance_videos(options: argparse.Namespace) -> int:
                     quality=options.quality, overwrite=options.overwrite, progress=progress)
             except InputError as error:
                 print(f"error: {error}", file=sys.stderr)
+                continue
+            except Exception as error:  # the other videos go on
+                text = " ".join(str(error).split())
+                print(f"error: {file}: {type(error).__name__}: {text}", file=sys.stderr)
                 continue
         done += 1
         for note in found.notes:

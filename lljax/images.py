@@ -84,6 +84,7 @@ _STRIP = 1 << 20  # bytes of pixels that are filtered and compressed at a time
 
 # `read` has limits of its own, and up to twice Pillow's, where it refuses, it only warns.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", "Corrupt EXIF data|Metadata Warning", UserWarning)  # see _upright
 
 
 @dataclasses.dataclass(frozen=True)
@@ -843,8 +844,16 @@ def _tiff_exif(exif: Image.Exif) -> bytes:
 def _upright(exif: bytes) -> bytes:
     """An EXIF block with orientation 1 and without its thumbnail, otherwise byte for byte.
 
-    Patching in place keeps what a rewrite would lose: maker notes hold absolute offsets.
+    Patching in place keeps what a rewrite would lose: maker notes hold absolute offsets. A block
+    that ends before it should is left out: the picture is sound without it.
     """
+    try:
+        return _patched(exif)
+    except struct.error:
+        return b""
+
+
+def _patched(exif: bytes) -> bytes:
     data = bytearray(exif.removeprefix(b"Exif\0\0"))
     order = {b"II": "<", b"MM": ">"}.get(bytes(data[:2]))
     if order is None:

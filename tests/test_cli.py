@@ -144,6 +144,12 @@ def test_heic_and_raw_get_suffixes_that_can_be_written(ugly, tmp_path):
     names = {os.path.basename(job.file): os.path.basename(job.target) for job in jobs}
     assert names == {"IMG_1.HEIC": "IMG_1.jpg", "IMG_1.CR2": "IMG_1.tif", "IMG_2.nef": "IMG_2.tif",
                      "cmyk.tif": "cmyk.tif", "grey16.png": "grey16.png"}
+    (ugly / "sub" / "IMG_1.jpg").touch()  # as a phone puts it beside its HEIC
+    planned = folder.plan([str(ugly / "sub")], str(tmp_path / "out"))
+    assert "IMG_1.jpg" in {os.path.basename(job.file) for job in planned.jobs}
+    ((job, message),) = planned.refused
+    assert os.path.basename(job.file) == "IMG_1.HEIC" and "by itself, into another" in message
+    (ugly / "sub" / "IMG_1.jpg").unlink()
     replaced = folder.plan([str(ugly / "sub")], None)
     assert len(replaced.jobs) == 2 and len(replaced.refused) == 3
     assert all("cannot be replaced, its format is not written" in message
@@ -206,7 +212,7 @@ def test_mistakes_are_one_line_before_any_work(ugly, model, tmp_path):
         (("enhance", one, "-o", out, "--model", "nothing"), "nothing"),
         (("enhance", one, "-o", out, "--model", one), "lljax convert"),
         (("enhance", one, tmp_path / "other", "-o", out, "--model", model), "both be written"),
-        (("enhance", ugly, "-o", ugly, "--model", model, "--overwrite"), "same file"),
+        (("enhance", ugly, "-o", ugly, "--model", model, "--overwrite"), "same folder"),
         (("enhance", tmp_path / "other", one, "-o", one, "--model", model), "is a file"),
         (("enhance", out.parent / "none", "-o", out, "--model", model), "none"),
         (("enhance", one, "-o", out, "--save-map", "--model", model), 'Did you mean "--save-maps"'),

@@ -35,18 +35,18 @@ def networks(workdir):
 
 @pytest.fixture(scope="module", params=["zerodce", "retinexnet", "enlightengan"])
 def trained(request, tmp_path_factory):
-    """A smoke training of each method, and its config."""
+    """A smoke training of each method, evaluated, and its config."""
     workdir = tmp_path_factory.mktemp("trained") / request.param
     config = f"configs/{request.param}.py:smoke"
     run("train.py", "--config", config, "--workdir", str(workdir), "--config.eval.every=2")
+    said = run("evaluate.py", "--workdir", str(workdir), "--limit", "2").stdout
+    assert str(workdir / "eval_demo_test") in said
     return workdir, config
 
 
 def test_evaluate_from_the_workdir_alone(trained):
     workdir, _ = trained
-    out = run("evaluate.py", "--workdir", str(workdir), "--limit", "2").stdout
     folder = workdir / "eval_demo_test"
-    assert str(folder) in out
     results = json.loads((folder / "results.json").read_text())
     assert list(results["systems"]) == [workdir.name, *BASELINES]
     assert results["systems"][workdir.name]["psnr"]["n"] == 2
@@ -107,29 +107,23 @@ def test_killed_in_the_second_phase_and_resumed_equals_uninterrupted(trained, tm
         np.testing.assert_array_equal(one, two)
 
 
-def test_pack_makes_a_weights_file_with_a_card(trained, tmp_path):
+def test_pack_makes_a_weights_file_that_needs_nothing_of_training(trained, tmp_path):
     workdir, _ = trained
-    run("evaluate.py", "--workdir", str(workdir), "--limit", "2", "--out", str(tmp_path / "scores"))
     out = tmp_path / "mine.safetensors"
     pack = ["-m", "lljax.cli", "pack", str(workdir), "-o", str(out)]
     assert "licence" in run(*pack, code=2).stderr and not out.exists()
-    run(*pack, "--card", "licence=CC0", "--results", str(tmp_path / "scores" / "results.json"))
+    run(*pack, "--card", "licence=CC0", "--results",
+        str(workdir / "eval_demo_test" / "results.json"))
     card = json.loads((tmp_path / "mine.json").read_text())
     assert card["licence"] == "CC0" and card["scores"]["psnr"]["n"] == 2 and card["sha256"]
     low = demo.records("test")[0]["low"]
     np.testing.assert_array_equal(lljax.load(out)(low), lljax.load(workdir)(low))
     assert "exists already" in run(*pack, "--card", "licence=CC0", code=2).stderr
 
-
-def test_enhancing_imports_nothing_that_only_training_needs(trained, tmp_path):
-    workdir, _ = trained
-    weights = tmp_path / "mine.safetensors"
-    run("-m", "lljax.cli", "pack", str(workdir), "-o", str(weights), "--card", "licence=CC0")
-    demo.write(tmp_path / "pictures", "test")
-    picture = sorted((tmp_path / "pictures" / "low").iterdir())[0]
+    Image.fromarray(low).save(tmp_path / "low.png")
     code = ("import sys; from lljax import cli; cli.main(['lljax', 'enhance', "
-            f"{str(picture)!r}, '-o', {str(tmp_path / 'out')!r}, '--model', {str(weights)!r}]); "
-            "print(sorted({'tensorflow', 'tensorflow_datasets', 'orbax', 'grain', 'clu', 'torch'}"
-            " & {name.split('.')[0] for name in sys.modules}))")
+            f"{str(tmp_path / 'low.png')!r}, '-o', {str(tmp_path / 'out')!r}, '--model', "
+            f"{str(out)!r}]); print(sorted({{'tensorflow', 'tensorflow_datasets', 'orbax', 'grain',"
+            " 'clu', 'torch'} & {name.split('.')[0] for name in sys.modules}))")
     lines = run("-c", code).stdout.splitlines()
     assert "1 enhanced" in lines[0] and lines[1] == "[]"

@@ -633,3 +633,16 @@ def test_pad_and_crop():
     np.testing.assert_array_equal(images.crop(padded, 2, 3), pixels)
     np.testing.assert_array_equal(images.pad(pixels, 2, 0)[:, 0, 0], [0, 3, 3, 3])  # too short
     np.testing.assert_array_equal(images.pad(pixels[:1, :1], 3, 3), np.zeros((4, 4, 1)))
+
+
+def test_a_broken_exif_block_does_not_cost_the_picture(tmp_path):
+    head = b"Exif\0\0II*\0"
+    for number, block in enumerate((
+            head + struct.pack("<IH", 8, 60000),  # more entries than bytes
+            head + struct.pack("<I", 5000),  # a directory behind the end
+            head[:-2])):
+        path = tmp_path / f"{number}.jpg"
+        Image.new("RGB", (20, 10), (30, 20, 10)).save(path, exif=block)
+        picture = images.read(path)
+        assert picture.pixels.shape == (10, 20, 3) and picture.exif == b""
+        images.write(tmp_path / "out.jpg", picture)

@@ -366,3 +366,19 @@ def test_the_command(clip, tmp_path, capsys):
         cli.main(["lljax", "enhance", str(clip), "picture.png", "-o", str(tmp_path / "x")])
     with pytest.raises(InputError, match="--smooth is for videos"):
         cli.main(["lljax", "enhance", "picture.png", "-o", "x", "--smooth", "3"])
+
+
+@needs_ffmpeg
+def test_a_video_that_cannot_be_decoded_does_not_lose_the_others(clip, tmp_path, capsys):
+    odd = tmp_path / "odd.mp4"
+    data = bytearray(clip.read_bytes())
+    at = data.index(b"avc1", data.index(b"stsd"))
+    data[at:at + 4] = b"zzzz"  # no codec goes by this name
+    odd.write_bytes(data)
+    command = ["lljax", "enhance", str(odd), str(clip), "-o", str(tmp_path / "out"), "--quiet"]
+    assert cli.main(command) == 1
+    said = capsys.readouterr()
+    assert "1 enhanced, 1 failed" in said.out and os.listdir(tmp_path / "out") == ["in.mp4"]
+    assert f"error: {odd}: FFmpeg has no decoder" in said.err
+    with pytest.raises(InputError, match="strength is 'half'"):
+        cli.main([*command, "--strength", "half"])

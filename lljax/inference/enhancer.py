@@ -43,6 +43,8 @@ from lljax.inference import control
 # overlap at all. An accelerator wants fewer and larger ones.
 _CPU_SIDES, _CPU_START = (64, 112, 144, 176), 4
 _ACCELERATOR_SIDES, _ACCELERATOR_START = (128, 256, 512, 768), 64
+# Programs that are kept, the latest used: small pictures are not cut, and each size has its own.
+_PROGRAMS = 48
 _CPU_HALO = 8  # the sides suit a halo of at most this; a larger one scales them, and takes more of
 _BETWEEN = 3  # them, as many between two: its overlap costs more than another compilation
 # A side is at most this, or 8 halos if that is more: activations of a wide network are a kilobyte
@@ -409,7 +411,11 @@ class Enhancer:
         """The compiled program for inputs of these shapes: its costly maps, or all else."""
         which = (stage, costly, *(leaf.shape for leaf in jax.tree.leaves(inputs)))
         with self._lock:
-            if which not in self._compiled:
+            if which in self._compiled:
+                self._compiled[which] = self._compiled.pop(which)  # the latest used comes last
+            else:
+                while len(self._compiled) >= _PROGRAMS:
+                    del self._compiled[next(iter(self._compiled))]
                 start, before = time.perf_counter(), _resident()
                 self._compiled[which] = self._networks[stage, costly].lower(
                     self._nets, *inputs).compile()

@@ -98,14 +98,19 @@ def plan(inputs: Sequence[str], output: str | None, existing: str = "refuse",
     if output is None:
         return Plan(jobs, [], refused)
     owner: dict[str, str] = {}
-    for job in jobs:
+    # Those that keep their suffix come first: IMG_1.HEIC gives way to the IMG_1.JPG beside it.
+    for job in sorted(jobs, key=_renamed):
         if job.target == STREAM:
             continue
         # Compared without case: two such names are one file on many systems.
         other = owner.setdefault(os.path.realpath(job.target).lower(), job.file)
         if other != job.file:
-            raise InputError(f"{other} and {job.file} would both be written to {job.target}; "
-                             "run them one after the other, into different folders")
+            clash = f"{other} and {job.file} would both be written to {job.target}"
+            if not _renamed(job):
+                raise InputError(f"{clash}; run them one after the other, into different folders")
+            jobs.remove(job)
+            refused.append((job, f"{clash}; enhance {job.file} by itself, into another folder"))
+            continue
         if os.path.realpath(job.file) == os.path.realpath(job.target):
             raise InputError(f"{job.file}: input and output are the same file; choose another "
                              "output folder, or --in-place (without -o) to replace the pictures")
@@ -118,6 +123,13 @@ def plan(inputs: Sequence[str], output: str | None, existing: str = "refuse",
     return Plan(todo, [], refused + [
         (job, f"{job.file}: {job.target} exists already; --overwrite replaces it")
         for job in there])
+
+
+def _renamed(job: Job) -> bool:
+    """Whether the result has another suffix than its picture, whose format cannot be written."""
+    (stem, suffix), (new_stem, new) = (os.path.splitext(os.path.basename(path))
+                                       for path in (job.file, job.target))
+    return stem == new_stem and suffix.lower() != new.lower()
 
 
 def _targets(inputs: Sequence[str], found: Sequence[tuple[str, str]], output: str | None,
@@ -138,6 +150,10 @@ def _targets(inputs: Sequence[str], found: Sequence[tuple[str, str]], output: st
                          "- for standard output")
     if os.path.exists(output) and not os.path.isdir(output):
         raise InputError(f"{output}: is a file; the output of several pictures is a folder")
+    for path in inputs:
+        if os.path.isdir(path) and os.path.realpath(path) == os.path.realpath(output):
+            raise InputError(f"{path}: input and output are the same folder; choose another output "
+                             "folder, or --in-place (without -o) to replace the pictures")
     inside = os.path.realpath(output) + os.sep  # results of an earlier run are no inputs
     within = [os.path.realpath(path) + os.sep for path in inputs]
     skip = any(inside.startswith(path) and inside != path for path in within)

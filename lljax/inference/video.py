@@ -343,6 +343,9 @@ def probe(path: str | os.PathLike) -> Source:
     aspect = _fraction(stream.get("sample_aspect_ratio", "").replace(":", "/")) or Fraction(1)
     if turned and turned[0] % 180 == 90:
         size, aspect = size[::-1], 1 / aspect
+    if "pix_fmt" not in stream:
+        raise InputError(f"{path}: FFmpeg has no decoder for its video "
+                         f"({stream.get('codec_name', stream.get('codec_tag_string', 'unknown'))})")
     layout = _pixel_format(stream["pix_fmt"], path)
     rgb = bool(layout["flags"]["rgb"])
     matrix = "unknown" if rgb else stream.get("color_space", "unknown")
