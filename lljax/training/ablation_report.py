@@ -204,6 +204,8 @@ def _notes(ablation: Ablation) -> list[str]:
         if seeds < SETTLED:
             notes.append(f"With {seeds} seeds the intervals are too narrow: their spread is known "
                          "no better.")
+    if 1 < len(ablation.names) < evaluate.SETTLED:
+        notes.append(f"With {len(ablation.names)} pictures the intervals are too narrow.")
     if ablation.differences:
         notes.append("Differences are paired by seed and picture, and their intervals are not "
                      "corrected for the number of comparisons.")
