@@ -66,8 +66,11 @@ class Member:
     def __enter__(self) -> Member:
         return self
 
-    def __exit__(self, *_) -> None:
-        self._open.close()
+    def __exit__(self, *error) -> None:
+        # what ended the run is told to those that log it
+        if self.stopped and error == (None, None, None):
+            error = (type(self.stopped), self.stopped, self.stopped.__traceback__)
+        self._open.__exit__(*error)
 
     def say(self, text: str) -> None:
         """Prints a line, once for all processes."""
