@@ -6,8 +6,8 @@ Eight variants of Zero-DCE, as a user would run them: once by `lljax ablate`, on
 `train.py` and one `evaluate.py` over their workdirs, which gives the same scores. The sides take
 turns; every round of a side begins with an empty compilation cache of its own, which its commands
 share: the second to eighth `train.py` find their programs there and pay for start-up and tracing
-alone. Printed are the medians and the median ratio of the rounds; the scores of both sides must be
-equal.
+alone. Printed are the medians and the median ratio of the rounds, of wall time and of processor time
+(which other programs on the machine disturb less); the scores of both sides must be equal.
 """
 
 import argparse
@@ -15,6 +15,7 @@ import csv
 import json
 import os
 import pathlib
+import resource
 import shutil
 import statistics
 import subprocess
@@ -38,7 +39,7 @@ def main():
              f"--config.data.resize={options.side}", "--config.checkpoint.every=1000000",
              f"--config.phase.train.steps={options.steps}", "--config.log.every=1000000"]
     out = pathlib.Path(options.out).resolve()
-    seconds = {"ablate": [], "separate": []}
+    seconds, processor = {"ablate": [], "separate": []}, {"ablate": [], "separate": []}
     for number in range(options.rounds):
         order = list(seconds) if number % 2 else list(seconds)[::-1]
         for side in order:
@@ -46,17 +47,27 @@ def main():
             os.makedirs(out / side)
             env = {**os.environ, "JAX_COMPILATION_CACHE_DIR": str(out / side / "cache"),
                    "PYTHONPATH": str(ROOT)}
-            begin = time.perf_counter()
-            globals()[side](out / side, flags, options, env)
+            begin, before = time.perf_counter(), children()
+            SIDES[side](out / side, flags, options, env)
             seconds[side].append(time.perf_counter() - begin)
-            print(f"round {number + 1}, {side}: {seconds[side][-1]:.1f} s", flush=True)
+            processor[side].append(children() - before)
+            print(f"round {number + 1}, {side}: {seconds[side][-1]:.1f} s, processor "
+                  f"{processor[side][-1]:.1f} s", flush=True)
     check(out)
-    ratio = statistics.median(a / b for a, b in zip(*seconds.values(), strict=True))
-    result = {"seconds": seconds, "ratio": ratio, **vars(options)}
+    result = {"seconds": seconds, "processor_seconds": processor, **vars(options)}
     (out / "results.json").write_text(json.dumps(result, indent=1) + "\n")
     print(f"8 variants, {options.steps} steps of 8 pictures of {options.side} px, start-up and "
-          f"compilation included: ablate {statistics.median(seconds['ablate']):.1f} s, separate "
-          f"{statistics.median(seconds['separate']):.1f} s, ratio {ratio:.2f}")
+          "compilation included")
+    for what, times in (("wall", seconds), ("processor", processor)):
+        ratio = statistics.median(a / b for a, b in zip(*times.values(), strict=True))
+        print(f"{what}: ablate {statistics.median(times['ablate']):.1f} s, separate "
+              f"{statistics.median(times['separate']):.1f} s, ratio {ratio:.2f}")
+
+
+def children():
+    """Processor seconds of the commands that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def call(*command, env):
@@ -82,6 +93,9 @@ def separate(folder, flags, options, env):
                  f"--config.loss.smoothness.weight={weight}", env=env)
     call(sys.executable, ROOT / "evaluate.py", *workdirs, "--source=demo",
          f"--limit={options.limit}", "--out", folder / "scores", env=env)
+
+
+SIDES = {"ablate": ablate, "separate": separate}
 
 
 def check(out):
