@@ -15,6 +15,7 @@ from lljax import config as configs
 from lljax.errors import InputError
 from lljax.inference.enhancer import Enhancer
 from lljax.training import loop, start
+from lljax.training.shared import Shared
 
 KEY = jax.random.key(0)
 SIDE = 8
@@ -306,7 +307,8 @@ def test_stage_2_starts_from_another_run(tmp_path):
         def latest(self):
             return None
 
-    begin = start.find(second.config, second, Saved())
+    with Shared() as shared:
+        begin = start.find(second.config, second, Saved(), shared)
     assert begin.phases == ("denoiser",) and set(begin.state.opt) == {"denoiser"}
     for ours, theirs in zip(jax.tree.leaves(begin.state.nets["autoencoder"]),
                             jax.tree.leaves(nets["autoencoder"]), strict=True):
