@@ -6,8 +6,8 @@ Eight variants of Zero-DCE, as a user would run them: once by `lljax ablate`, on
 `train.py` and one `evaluate.py` over their workdirs, which gives the same scores. The sides take
 turns; every round of a side begins with an empty compilation cache of its own, which its commands
 share: the second to eighth `train.py` find their programs there and pay for start-up and tracing
-alone. Printed are the medians and the median ratio of the rounds, of wall time and of processor
-time (which other programs on the machine disturb less); the scores of both sides must be equal.
+alone. Printed are medians and the median ratio of the rounds, of wall time and of processor time
+(which other programs on the machine disturb less); the scores of both sides must be equal.
 """
 
 import argparse
