@@ -636,6 +636,43 @@ class Window:
                       self.height // factor, self.width // factor)
 
 
+def inside(x: Array, window: Window | None) -> Array:
+    """A map of a tile, with zeros where the tile lies beyond its picture.
+
+    Before every convolution that pads with zeros, it makes what the tile shows of the picture equal
+    to what a tile that ends with the picture shows.
+
+    Args:
+      x: [B, h, w, C].
+      window: where it lies, at the map's own scale; None if all of it is picture.
+
+    Returns:
+      [B, h, w, C].
+    """
+    if window is None:
+        return x
+    rows = window.top + jnp.arange(x.shape[1]) < window.height
+    columns = window.left + jnp.arange(x.shape[2]) < window.width
+    return jnp.where((rows[:, None] & columns)[..., None], x, 0)
+
+
+def spread(x: Array, window: Window | None) -> Array:
+    """A map of a tile, with the picture's last row and column repeated beyond the picture.
+
+    Args:
+      x: [B, h, w, C].
+      window: where it lies, at the map's own scale; None if all of it is picture.
+
+    Returns:
+      [B, h, w, C].
+    """
+    if window is None:
+        return x
+    rows, columns = (jnp.minimum(jnp.arange(side), whole - start - 1) for side, start, whole in (
+        (x.shape[1], window.top, window.height), (x.shape[2], window.left, window.width)))
+    return x[:, rows][:, :, columns]
+
+
 def enlarge(x: Array, factor: int, window: Window | None = None) -> Array:
     """Bilinear enlarging with aligned corners, of a tile as of the whole picture.
 
@@ -646,7 +683,8 @@ def enlarge(x: Array, factor: int, window: Window | None = None) -> Array:
       x: [B, h, w, C], a tile of a small picture. Its neighbours beyond the tile are taken for its
         outermost values: at inner edges the outermost `factor` pixels of the result are wrong.
       factor: how many times larger, 1 or more.
-      window: where `x` lies in the whole small picture; None if it is the whole.
+      window: where `x` lies in the whole small picture; None if it is the whole. What lies beyond
+        the picture is not looked at for what lies inside.
 
     Returns:
       [B, factor * h, factor * w, C].

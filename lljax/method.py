@@ -67,7 +67,9 @@ class Method:
       multiple: picture sides are padded to a multiple of this before `estimate`, see `margins`.
       placed: whether a local method must know where in its picture a tile lies: `estimate`,
         `apply`, `enhance` and `explain` then take `window`, a `layers.Window` in px of the padded
-        picture whose corners are multiples of `multiple`; None means the whole picture.
+        picture whose corners are multiples of `multiple`; None means the whole picture. A tile may
+        be larger than its picture: what it shows of the picture must not depend on what lies
+        beyond (`layers.inside`).
       staged: whether only what lies between `condense` and `apply` sees the whole picture:
         `condense` and `apply` then run tile by tile and `solve` once.
       optional: networks that enhancing does not need; an official file without them is converted,

@@ -187,6 +187,27 @@ def test_every_method_on_odd_sizes(name):
         np.testing.assert_allclose(enhancer(low), found.clip(0, 1), atol=2e-6)
 
 
+@pytest.mark.parametrize("name", [name for name in lljax.list_methods() if tiny(name)[0].placed])
+def test_small_pictures_share_programs(name):
+    """They lie in the corner of a larger tile, which the networks do not see."""
+    enhancer = Enhancer(*tiny(name))
+    sizes = np.random.default_rng(0).integers(113, 129, (9, 2)).tolist()
+    for i, size in enumerate(sizes):
+        low = picture(*size) * 0.4
+        found = enhancer.explain(low)
+        if i:
+            continue  # comparing compiles, which takes time
+        padded = enhancer_lib._Padded(low, enhancer.method.margins)
+        tile = enhancer_lib._Tile.of(padded.height, padded.width)
+        expected = {key: padded.crop(np.asarray(value[0])) for key, value in jax.jit(
+            enhancer.method.explain)(enhancer._nets, padded.cut(tile), jax.random.key(0)).items()}
+        assert found.keys() == expected.keys()
+        for key, value in expected.items():
+            np.testing.assert_allclose(found[key], value, atol=2e-6, err_msg=f"{key} {size}")
+    assert np.abs(found["enhanced"] - low).max() > 0.05
+    assert enhancer.programs <= 4 < len({tuple(size) for size in sizes})
+
+
 @pytest.mark.parametrize("name", lljax.list_methods())
 def test_tiles_of_every_method_leave_no_seam(name, monkeypatch):
     """On a smooth picture they are the whole one up to rounding, which no eye could tell."""

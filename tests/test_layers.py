@@ -322,3 +322,16 @@ def test_batch_norm_equals_torch_on_any_number_of_devices(devices):
     close(variables["batch_stats"]["mean"], theirs.running_mean.numpy())
     close(variables["batch_stats"]["var"], theirs.running_var.numpy())
     close(norm.apply(variables, x), nhwc(theirs.eval()(nchw(x))))
+
+
+def test_what_lies_beyond_a_picture_is_not_seen():
+    """A tile of 9 x 11 in a picture that ends after its row 6 and column 4."""
+    tile = np.random.default_rng(0).random((1, 9, 11, 2), np.float32)
+    window = layers.Window(*map(jnp.int32, (8, 16, 15, 21)))
+    inside = layers.inside(tile, window)
+    np.testing.assert_array_equal(inside[:, :7, :5], tile[:, :7, :5])
+    assert not inside[:, 7:].any() and not inside[:, :, 5:].any()
+    resized = layers.resize_bilinear(layers.spread(tile, window), 18, 22, False)
+    np.testing.assert_array_equal(
+        resized[:, :14, :10], layers.resize_bilinear(tile[:, :7, :5], 14, 10, False))
+    assert layers.inside(tile, None) is layers.spread(tile, None) is tile

@@ -4,7 +4,9 @@ A *local* method (`halo` pixels of sight) runs on overlapping tiles of a few fix
 the picture's border sits exactly on it, so that networks pad with zeros where they would anyway,
 and a tile's inner edges lose `halo` pixels. Every pixel then equals that of the whole picture (to
 float rounding), mixed sizes compile a handful of programs, memory is bounded, and on a CPU the
-activations stay in the cache and one tile runs on each core. A *staged* method is local but for
+activations stay in the cache and one tile runs on each core. A picture smaller than the smallest
+tile lies in the corner of a larger one where the method knows its place (`placed`), so that small
+pictures share programs too; else it runs as it is. A *staged* method is local but for
 what it does with a condensed copy: tiles, the whole copy, tiles again. Other methods see the whole
 picture. Margins (`Method.margins`) are made as tiles are cut: a large picture is never copied.
 
@@ -43,7 +45,10 @@ from lljax.inference import control
 # overlap at all. An accelerator wants fewer and larger ones.
 _CPU_SIDES, _CPU_START = (64, 112, 144, 176), 4
 _ACCELERATOR_SIDES, _ACCELERATOR_START = (128, 256, 512, 768), 64
-# Programs that are kept, the latest used: small pictures are not cut, and each size has its own.
+# Further sides, of tiles that hold a picture smaller than the others: each so many times the next.
+# A small picture computes 1.25 times its pixels on average, and no size compiles for itself.
+_SHORTER, _SHORTEST = 1.25, 64
+# Programs that are kept, the latest used: a method that sees the whole picture has one a size.
 _PROGRAMS = 48
 _CPU_HALO = 8  # the sides suit a halo of at most this; a larger one scales them, and takes more of
 _BETWEEN = 3  # them, as many between two: its overlap costs more than another compilation
@@ -123,8 +128,9 @@ class _Padded:
         (self.top, _), (self.left, _) = widths
 
     def cut(self, tile: _Tile) -> np.ndarray:
-        """What the network sees: float32 [1, h, w, 3] in [0, 1]."""
-        rows, columns = self._rows[tile.rows.seen()], self._columns[tile.columns.seen()]
+        """What the network sees: float32 [1, h, w, 3] in [0, 1]; beyond the picture, its edge."""
+        rows, columns = (places.take(np.arange(span.start, span.start + span.side), mode="clip")
+                         for places, span in zip((self._rows, self._columns), tile, strict=True))
         top, left = rows.min(), columns.min()
         low = self.pixels[top:rows.max() + 1, left:columns.max() + 1]
         if low.shape[:2] != (len(rows), len(columns)):
@@ -225,10 +231,13 @@ class Enhancer:
         self._cpu = cpu = jax.default_backend() == "cpu"
         self._limit, self._base = max_memory, None
         self._start = _CPU_START if cpu else _ACCELERATOR_START
-        self._halo, self._sides = None, []
+        # sides of tiles that a picture is cut into, and of those that hold a smaller one
+        self._halo, self._sides, self._shorter = None, [], []
         if method.halo is not None:
             self._halo = _up(method.halo, method.multiple)
             self._sides = _sides(self._halo, method.multiple, cpu)
+            if method.placed:
+                self._shorter = _shorter(self._sides[0], method.multiple)
 
     def use(self, nets: dict[str, Any], seed: int | None = None) -> None:
         """Replaces the networks by others of the same shapes; nothing is compiled anew.
@@ -336,7 +345,7 @@ class Enhancer:
         padded = _Padded(pixels, self.method.margins)
         plan = self._plan(padded, picture, draw)
         tiles, costly = plan.tiles(), _costly(self.method, draw)
-        if len(tiles) == 1:
+        if tiles == [_Tile.of(padded.height, padded.width)]:
             found = self._explain(padded, tiles[0], costly, bool(draw))
             # cropped before drawing, which may put several maps side by side
             maps = {name: padded.crop(value) for name, value in found.items()}
@@ -442,15 +451,19 @@ class Enhancer:
         return min(_cores(), 16, max(1, _FLIGHT // pixels)) if self._cpu else 2
 
     def _candidates(self, length: int) -> list[int]:
-        """Sides of tiles that an axis may be cut into. A short one is not cut."""
+        """Sides of tiles that an axis may be cut into, or that may hold it. Without tiles that
+        hold more than the picture, a short one is its own tile."""
         sides = [side for side in self._sides if side <= length]
+        if self._sides and self.method.placed:
+            larger = [side for side in (*self._shorter, *self._sides) if side >= length]
+            return sides + larger[:1]
         whole = _CPU_SIDES[0] if self._cpu else _ACCELERATOR_SIDES[0]
         small = self._halo is None or length < whole * max(1, self._halo / _CPU_HALO)
         return [length] if small or not sides else sides
 
     def _count(self, length: int, side: int) -> int:
         """How many tiles of a side cover an axis."""
-        if side == length:
+        if side >= length:
             return 1
         return -(-(length - 2 * self._halo) // (side - 2 * self._halo))
 
@@ -463,9 +476,9 @@ class Enhancer:
         side = side or min(self._candidates(length), key=lambda one: self._cost(length, one))
         spans, last = [], 0
         for i in range(self._count(length, side)):
-            start = min(i * (side - 2 * (self._halo or 0)), length - side)
+            start = max(0, min(i * (side - 2 * (self._halo or 0)), length - side))
             first, end = last, start + side
-            last = length if end == length else end - self._halo
+            last = length if end >= length else end - self._halo
             spans.append(_Span(start, side, first, last))
         return spans
 
@@ -746,6 +759,14 @@ def _sides(halo: int, multiple: int, cpu: bool) -> list[int]:
         largest = max(most, sides[0])
         sides = np.linspace(largest / 2, largest, len(sides))
     return sorted({_up(round(side), multiple) for side in sides})
+
+
+def _shorter(side: int, multiple: int) -> list[int]:
+    """Sides of tiles that hold a picture smaller than `side`, in px, multiples of `multiple`."""
+    sides, most = set(), side
+    while (most := most / _SHORTER) > _SHORTEST / _SHORTER:
+        sides.add(_up(round(most), multiple))
+    return sorted(sides - {side})
 
 
 def _costly(method: method_lib.Method, draw: Callable | None) -> list[bool]:

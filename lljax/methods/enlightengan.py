@@ -73,8 +73,10 @@ class Block(nn.Module):
     norm: bool = True
 
     @nn.compact
-    def __call__(self, *inputs: Array) -> Array:
-        """[B, H, W, C_i] each -> [B, H, W, features]."""
+    def __call__(self, *inputs: Array, window: layers.Window | None = None) -> Array:
+        """[B, H, W, C_i] each -> [B, H, W, features]; window is their place if they are of a
+        tile."""
+        inputs = [layers.inside(x, window) for x in inputs]
         x = nn.leaky_relu(layers.Conv(self.features, kernel_init=_KERNEL, name="conv")(*inputs),
                           _SLOPE)
         if not self.norm:
@@ -98,10 +100,11 @@ class Down(nn.Module):
     train: bool = False
 
     @nn.compact
-    def __call__(self, x: Array, attention: Array | float = 1.0) -> Array:
+    def __call__(self, x: Array, attention: Array | float = 1.0,
+                 window: layers.Window | None = None) -> Array:
         """[B, H, W, C] -> [B, H, W, features]; attention [B, H, W, 1] weighs what is between."""
-        x = Block(self.features, self.train, name="block1")(x)
-        return Block(self.features, self.train, name="block2")(x * attention)
+        x = Block(self.features, self.train, name="block1")(x, window=window)
+        return Block(self.features, self.train, name="block2")(x * attention, window=window)
 
 
 class Up(nn.Module):
@@ -123,14 +126,17 @@ class Up(nn.Module):
     def __call__(self, x: Array, skip: Array, attention: Array | float,
                  window: layers.Window | None = None) -> Array:
         """[B, h, w, C], skip [B, 2 h, 2 w, C / 2], its weight -> [B, 2 h, 2 w, features]; window
-        is the place of `x` if it is of a tile."""
+        is the place of `skip` if it is of a tile."""
+        small = window and window.smaller(2)
         if window is not None and self.align_corners:
-            x = layers.enlarge(x, 2, window)
-        else:  # without aligned corners the place does not matter
-            x = layers.resize_bilinear(x, *skip.shape[1:3], self.align_corners)
-        x = layers.Conv(self.features, kernel_init=_KERNEL, name="deconv")(x)
-        x = Block(self.features, self.train, name="block1")(x, skip * attention)
-        return Block(self.features, self.train, self.norm, name="block2")(x)
+            x = layers.enlarge(x, 2, small)
+        else:  # without aligned corners only the picture's end matters
+            x = layers.resize_bilinear(layers.spread(x, small), *skip.shape[1:3],
+                                       self.align_corners)
+        x = layers.Conv(self.features, kernel_init=_KERNEL, name="deconv")(
+            layers.inside(x, window))
+        x = Block(self.features, self.train, name="block1")(x, skip * attention, window=window)
+        return Block(self.features, self.train, self.norm, name="block2")(x, window=window)
 
 
 class Generator(nn.Module):
@@ -166,15 +172,16 @@ class Generator(nn.Module):
             levels = [1.0] * 5
 
         x = jnp.concatenate([image_pm1, attention], -1) if self.attention else image_pm1
+        places = [window and window.smaller(2 ** i) for i in range(5)]
         skips = []
         for i in range(4):
-            skips.append(down(self.width * 2 ** i, train, name=f"level{i + 1}")(x))
+            level = down(self.width * 2 ** i, train, name=f"level{i + 1}")
+            skips.append(level(x, window=places[i]))
             x = layers.max_pool(skips[-1])
-        x = down(16 * self.width, train, name="level5")(x, levels[4])
+        x = down(16 * self.width, train, name="level5")(x, levels[4], places[4])
         for i in range(3, -1, -1):
             level = up(self.width * 2 ** i, train, i > 0, self.align_corners, name=f"level{9 - i}")
-            place = window if window is None else window.smaller(2 ** (i + 1))
-            x = level(x, skips[i], levels[i], place)
+            x = level(x, skips[i], levels[i], places[i])
         latent = layers.Conv(3, 1, kernel_init=_KERNEL, name="conv10")(x)
         if self.times_residual:
             latent = latent * attention

@@ -65,12 +65,14 @@ class CurveNet(nn.Module):
     conv: Callable[..., nn.Module] = _Conv
 
     @nn.compact
-    def __call__(self, low: Array) -> Array:
-        """[B, H, W, 3] in [0, 1] -> curves [B, H, W, channels] in [-1, 1]."""
+    def __call__(self, low: Array, window: layers.Window | None = None) -> Array:
+        """[B, H, W, 3] in [0, 1] -> curves [B, H, W, channels] in [-1, 1]; window says where a tile
+        lies that may be larger than its picture."""
         half = self.depth // 2
-        features, x = [], (low,)
+        features, x = [], (layers.inside(low, window),)
         for i in range(1, self.depth):
-            features.append(nn.relu(self.conv(self.width, name=f"conv{i}")(*x)))
+            found = nn.relu(self.conv(self.width, name=f"conv{i}")(*x))
+            features.append(layers.inside(found, window))
             mirror = () if i <= half else (features[self.depth - 1 - i],)
             x = (*mirror, features[-1])
         return nn.tanh(self.conv(self.channels, name=f"conv{self.depth}")(*x))

@@ -98,11 +98,13 @@ class Method(zerodce.Method):
         Raises:
           ValueError: sides that are not multiples of the scale.
         """
-        del key, window  # nothing is drawn, and every cell is shrunk alike
-        return {"curves": self._curves(nets, low, self.config.model.scale)}
+        del key  # nothing is drawn
+        return {"curves": self._curves(nets, low, self.config.model.scale, window)}
 
-    def _curves(self, nets: dict[str, base.Variables], low: Array, scale: int) -> Array:
-        return self.curve.apply(nets["curve"], layers.shrink(low, scale))
+    def _curves(self, nets: dict[str, base.Variables], low: Array, scale: int,
+                window: layers.Window | None = None) -> Array:
+        return self.curve.apply(nets["curve"], layers.shrink(low, scale),
+                                window and window.smaller(scale))
 
     def apply(self, nets: dict[str, base.Variables], low: Array, maps: dict[str, Array],
               window: layers.Window | None = None) -> Array:
@@ -123,7 +125,7 @@ class Method(zerodce.Method):
         del nets
         scale = self.config.model.scale
         curves = layers.enlarge(maps["curves"], scale,
-                                window.smaller(scale) if window else None)
+                                window and window.smaller(scale))
         return layers.light_curve(low, curves, self.config.model.iterations)
 
     def official_keys(self) -> dict[str, tuple[str, base.Callable[[np.ndarray], np.ndarray]]]:
