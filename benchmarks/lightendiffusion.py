@@ -27,7 +27,9 @@ UNET = f"U-Net {LATENT}x{LATENT}"
 STAGE_1, STAGE_2 = f"autoencoder step {BATCH}x{SIDE}", f"denoiser step {BATCH}x{SIDE}"
 THROUGH = f"consistency step 1x{SIDE}"
 STEPS = 20  # of the sampler
-NARROW = 16  # channels of the U-Net whose memory is looked at
+# Side in px, channels of the U-Net: what memory is looked at for. The whole U-Net (64 channels)
+# compiles for minutes.
+MEMORY = ((128, 16), (512, 16), (128, 64))
 
 
 def lljax_tasks(config, nets):
@@ -51,15 +53,15 @@ def _lljax_unet(config, nets):
 
 
 def lljax_memory(config, nets):
-    """With and without `remat`; the whole U-Net compiles for minutes, so it is a narrow one."""
+    """With and without `remat`."""
     from lljax import config as config_lib
     found = {}
-    for side in (SIDE, SIZE[0]):
+    for side, width in MEMORY:
         for remat, suffix in (("true", ""), ("false", ", without loss.consistency.remat")):
-            narrow = config_lib.change(config, [f"model.unet_width={NARROW}",
-                                                f"loss.consistency.remat={remat}"])
-            found[f"consistency step 1x{side}, U-Net of width {NARROW}{suffix}"] = (
-                common.step_memory(narrow, common.initial(narrow), "denoiser",
+            changed = config_lib.change(config, [f"model.unet_width={width}",
+                                                 f"loss.consistency.remat={remat}"])
+            found[f"consistency step 1x{side}, U-Net of width {width}{suffix}"] = (
+                common.step_memory(changed, common.initial(changed), "denoiser",
                                    **_pictures(1, side)))
     return found
 
