@@ -128,10 +128,10 @@ def get_config(presets: str = "") -> ConfigDict:
     ))
 
     # enabled: in the program at all. weight: its factor in the total; 0.0 only logs the term.
-    # norm: l1 | l2 (root of the mean square) | mse. The paper's equations of stage 1, as others quote
-    # them (we have not seen them in code, none is published): a 2-norm for content, 1-norms for
-    # reconstruction and reflectance, a norm not named for smoothness. Whether they are sums or
-    # means, squared or not, is open, and so is the weight of reconstruction (1.0 or 0.1).
+    # norm: l1 | l2 (root of the mean square) | mse. The paper's equations of stage 1, as others
+    # quote them (no program of it is published): a 2-norm for content, 1-norms for reconstruction
+    # and reflectance, a norm not named for smoothness. Whether they are sums or means, squared or
+    # not, is open, and so is the weight of reconstruction (1.0 or 0.1).
     config.loss = ConfigDict(dict(
         content=dict(  # a decoded latent is its picture
             enabled=True,
