@@ -185,8 +185,8 @@ def test_methods_without_training_are_rows_of_the_table(grid, pairs):
         assert text.count("LIME-style (untrained)") == 4  # scores and differences, both with gtm
         assert "need no training, so no seeds; the baseline is the config as given" in text
     assert "| HE (untrained) | none | " in (root / "ablation.md").read_text()
-    assert "untrained" not in (root / "plots" / "psnr_minus_baseline.svg").read_text()
-    assert "untrained" not in (root / "runs.csv").read_text()
+    assert "identity" not in (root / "plots" / "psnr_minus_baseline.svg").read_text()
+    assert "identity" not in (root / "runs.csv").read_text()
 
 
 def test_other_metrics_score_anew_and_train_nothing(grid, pairs, tmp_path, shared, capsys):

@@ -506,6 +506,7 @@ SCORING: dict[str, dict[str, Any]] = {
     "baselines": dict(default="all", metavar="NAME[,...]", help="rows of methods that need no "
                       f"training: all (default), none, or of {', '.join(BASELINES)}"),
 }
+FILES = ("niqe", "lpips-alex", "lpips-vgg", "brisque")  # those of them that name files
 
 
 def columns(given: Mapping[str, Any],
@@ -522,8 +523,7 @@ def columns(given: Mapping[str, Any],
     Raises:
       InputError: as `metrics.choose`.
     """
-    files = Files(*(given[name] or None for name in ("niqe", "lpips-alex", "lpips-vgg",
-                                                     "brisque")))
+    files = Files(*(given[flag] or None for flag in FILES))
     return choose(_names(given["metrics"] or ""), given["protocol"], files, references)
 
 

@@ -58,7 +58,8 @@ _FLAGS = dict(
     low=("", "pairs: folder of low-light pictures"),
     high=("", "pairs: folder of references"),
     limit=(0, "Score only the first N pictures; 0 = all"),
-    **{flag: ([] if "nargs" in options else options.get("default", ""), options["help"])
+    **{flag: ([], f"{' '.join(options['metavar'])}, two files: {options['help']}")
+       if "nargs" in options else (options.get("default", ""), options["help"])
        for flag, options in evaluate.SCORING.items()},
     how=("auto", "sequential, one run after the other; devices (a run on each), unrolled or vmap, "
          f"several in lockstep; auto: what is measured to be fastest, from {MEASURED} steps on"),
@@ -210,8 +211,7 @@ def scoring_of(flags: Any, config: ConfigDict) -> Scoring:
         if "nargs" in options and len(given[flag]) not in (0, options["nargs"]):
             raise InputError(f"argument --{flag}: expected {options['nargs']} arguments, once")
     cards, left_out = evaluate.columns(given)
-    files = {flag: given[flag] for flag in ("niqe", "lpips-alex", "lpips-vgg", "brisque")
-             if given[flag]}
+    files = {flag: given[flag] for flag in evaluate.FILES if given[flag]}
     return Scoring(config, cards, left_out, files, flags.limit,
                    evaluate.baseline_names(flags.baselines))
 
