@@ -72,7 +72,8 @@ PRESETS = dict(official=OFFICIAL, vgg=VGG, no_local=_no_local, no_attention=NO_A
 ABLATIONS = dict(data=common.DATA, modules={
     "no local discriminator": ("no_local",),
     "no attention": ("no_attention",),
-    "no feature loss": ("no_feature",),  # of a baseline with the preset vgg
+    # of a baseline with the preset vgg; without it there is nothing to leave out, and it says so
+    "no feature loss": ("no_feature",),
 })
 
 

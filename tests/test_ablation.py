@@ -1,9 +1,11 @@
 """`lljax ablate`: equal to the runs alone, one compilation, resumed, and the numbers by hand."""
 
 import csv
+import itertools
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -16,9 +18,12 @@ from PIL import Image
 from lljax import cli
 from lljax import config as config_lib
 from lljax import method as method_lib
-from lljax.data import pipeline
+from lljax.data import pipeline, sources
 from lljax.errors import InputError, Stopped
-from lljax.training import ablation, ablation_report
+from lljax.evaluation import evaluate
+from lljax.evaluation.baselines import BASELINES
+from lljax.evaluation.metrics import METRICS
+from lljax.training import ablation, ablation_report, loop
 from lljax.training.loop import fit
 from lljax.training.shared import ALONE, Shared
 from tests import toy
@@ -55,6 +60,13 @@ def planned(argv):
         run for variant in variants for run in ablation.runs_of(variant, flags)])
 
 
+def scoring(argv, shared):
+    """What a command line asks to be computed, and on which pictures."""
+    flags = config_lib.parse(ablation._one_value_each(argv), **ablation._FLAGS)
+    wanted = ablation.scoring_of(flags, ablation._evaluated(flags.config, flags))
+    return ablation.find_pictures(wanted, shared)
+
+
 @pytest.fixture(scope="module")
 def shared():
     """One for the file's trainings, so that they compile once."""
@@ -69,11 +81,11 @@ def grid(pairs, tmp_path_factory, shared):
     root = tmp_path_factory.mktemp("grid")
     argv = command(pairs, root, *VARY, "--seeds=2")
     _, runs = planned(argv)
-    compiled = compilations()
-    assert ablation.train(runs[:1], shared, 0) == {}
+    compiled, wanted = compilations(), scoring(argv, shared)
+    assert ablation.train(runs[:1], shared, wanted) == {}
     assert compiled
     compiled.clear()
-    assert ablation.train(runs[1:], shared, 0) == {}
+    assert ablation.train(runs[1:], shared, wanted) == {}
     count = len(compiled)
     assert ablation.main(argv) == 0
     return root, runs, count
@@ -116,7 +128,9 @@ def test_the_table_is_what_the_pictures_say(grid):
     root, _, _ = grid
     values = {}
     for row in rows(root / "per_image.csv"):
-        values.setdefault(row["variant"], {}).setdefault(row["seed"], []).append(float(row["psnr"]))
+        if "(untrained)" not in row["variant"]:
+            values.setdefault(row["variant"], {}).setdefault(row["seed"], []).append(
+                float(row["psnr"]))
     values = {name: np.array(list(seeds.values())) for name, seeds in values.items()}
     assert values["baseline"].shape == (2, 3)
     found = json.loads((root / "ablation.json").read_text())
@@ -136,13 +150,103 @@ def test_the_table_is_what_the_pictures_say(grid):
         assert difference.min() <= low <= difference.mean() <= high <= difference.max()
     runs = rows(root / "runs.csv")
     assert len(runs) == 8 and {"loss/match", "loss/score"} <= runs[0].keys()
-    assert [row["changes"] for row in rows(root / "ablation.csv")][-1] == (
-        "loss.match.weight=2 loss.score.weight=0")
+    assert table["match=2, score=0"]["changes"] == "loss.match.weight=2 loss.score.weight=0"
     for name in ("ablation.md", "ablation.tex", "ablation.html"):
         text = (root / name).read_text()
         assert "match=2, score=0" in text and "2 seeds the intervals are too narrow" in text
     assert "http" not in (root / "ablation.html").read_text().replace(
         "http://www.w3.org/2000/svg", "")
+
+
+def test_methods_without_training_are_rows_of_the_table(grid, pairs):
+    root, _, _ = grid
+    found = json.loads((root / "ablation.json").read_text())
+    assert list(found["untrained"]) == list(BASELINES)  # evaluate.py's default
+    assert not found["untrained"].keys() & found["variants"].keys()
+    table = {row["variant"]: row for row in rows(root / "ablation.csv")}
+    trained = [[float(row["psnr"]) for row in rows(root / "per_image.csv")
+                if (row["variant"], row["seed"]) == ("baseline", seed)] for seed in "01"]
+    source = sources.open("pairs", low=str(pairs / "low"), high=str(pairs / "high"))
+    for name in ("identity", "HE"):
+        values = [METRICS["psnr"].function(BASELINES[name](source[i]["low"]), source[i]["high"],
+                                           source[i]["low"]) for i in range(3)]
+        row, cells = table[f"{name} (untrained)"], found["untrained"][name]
+        assert row["seeds"] == "0" and row["changes"] == ""
+        assert float(row["psnr_mean"]) == pytest.approx(np.mean(values))
+        assert cells["scores"]["psnr"]["mean"] == float(row["psnr_mean"])
+        assert cells["scores"]["psnr"]["sd"] is None and cells["scores"]["psnr"]["ci95"]
+        less = np.array(values) - np.array(trained)  # each of the baseline's seeds
+        assert cells["minus_baseline"]["psnr"]["mean"] == pytest.approx(less.mean())
+        assert cells["minus_baseline"]["psnr"]["sd"] == pytest.approx(less.mean(1).std(ddof=1))
+        assert [float(row["psnr"]) for row in rows(root / "per_image.csv")
+                if row["variant"] == f"{name} (untrained)"] == pytest.approx(values)
+    for name in ("ablation.md", "ablation.tex", "ablation.html"):
+        text = (root / name).read_text()
+        assert text.count("LIME-style (untrained)") == 4  # scores and differences, both with gtm
+        assert "need no training, so no seeds; the baseline is the config as given" in text
+    assert "| HE (untrained) | none | " in (root / "ablation.md").read_text()
+    assert "identity" not in (root / "plots" / "psnr_minus_baseline.svg").read_text()
+    assert "identity" not in (root / "runs.csv").read_text()
+
+
+def test_other_metrics_score_anew_and_train_nothing(grid, pairs, tmp_path, shared, capsys):
+    root, _, _ = grid
+    copy = tmp_path / "copy"
+    shutil.copytree(root, copy)
+    argv = command(pairs, copy, *VARY, "--seeds=2", "--metrics", "psnr_y,ssim,brightness",
+                   "--protocol=llflow", "--baselines=CLAHE,identity")
+    _, runs = planned(argv)
+    before = final(runs[0].workdir)
+    assert ablation.train(runs[:1], shared, scoring(argv, shared)) == {}
+    assert_same(before, final(runs[0].workdir))
+    assert "finished: 6 steps" in capsys.readouterr().out
+    assert ablation.main([*argv, "--collect"]) == 0
+    assert "baseline, seed 1: scored by other metrics" in capsys.readouterr().out
+    found = json.loads((copy / "ablation.json").read_text())
+    assert [card["key"] for card in found["metrics"]] == ["psnr_y", "ssim", "brightness"]
+    assert found["metrics"][1]["protocol"] == "ssim[grey,u7x1,sample,valid,u8]"
+    assert list(found["variants"]) == ["baseline"]
+    assert list(found["untrained"]) == ["CLAHE", "identity"]
+    flags = ["--low", str(pairs / "low"), "--high", str(pairs / "high"), "--protocol=llflow",
+             "--metrics=psnr_y,ssim,brightness", "--baselines=CLAHE", "--out", str(tmp_path / "e"),
+             "--workdir", runs[0].workdir]
+    assert evaluate.main(["evaluate.py", *flags]) == 0
+    systems = json.loads((tmp_path / "e" / "results.json").read_text())["systems"]
+    for key in ("psnr_y", "ssim", "brightness"):
+        assert found["variants"]["baseline"]["scores"][key]["mean"] == pytest.approx(
+            systems["baseline_seed0"][key]["mean"])
+        assert found["untrained"]["CLAHE"]["scores"][key]["mean"] == pytest.approx(
+            systems["CLAHE"][key]["mean"])
+
+
+def test_pictures_that_cannot_be_scored_are_named_before_anything_is_trained(pairs, tmp_path):
+    shutil.copytree(pairs, tmp_path / "pairs")
+    for role in ("low", "high"):
+        Image.new("RGB", (8, 9)).save(tmp_path / "pairs" / role / "1.png")
+    with pytest.raises(InputError, match=r"1 of 3 pairs cannot be scored.*1\.png.*SSIM"):
+        ablation.main(command(tmp_path / "pairs", tmp_path / "x"))
+    assert not (tmp_path / "x").exists()
+
+
+def test_metrics_without_their_files_are_named_under_the_table(pairs, tmp_path):
+    flags = config_lib.parse(command(pairs, tmp_path, "--metrics=all", "--baselines=none"),
+                             **ablation._FLAGS)
+    wanted = ablation.scoring_of(flags, flags.config)
+    assert {"loe", "psnr_y"} < {card.key for card in wanted.cards}
+    assert "--niqe FILE" in wanted.left_out["niqe"] and not wanted.baselines
+    two = ablation._one_value_each(["lljax ablate", "--lpips-alex", "a", "b", "--limit", "1"])
+    assert two == ["lljax ablate", "--lpips-alex=a", "--lpips-alex=b", "--limit", "1"]
+
+
+def test_the_runs_of_an_ablation_are_one_group_of_weights_and_biases(grid, pairs, tmp_path):
+    root, runs, _ = grid
+    for run in runs:  # what each was trained, and logged, with
+        saved = json.loads(pathlib.Path(run.workdir, "config.json").read_text())
+        assert saved["log"]["group"] == root.name
+    for flags, group in (([], "mine"), (["--config.log.group=ours"], "ours")):
+        variants, _ = planned(command(pairs, tmp_path / "mine", "--vary=preset=slow", *flags,
+                                      config=TOY))
+        assert [variant.config.log.group for variant in variants] == [group] * 2
 
 
 def test_pictures_and_plots_are_there(grid):
@@ -161,10 +265,10 @@ def test_an_interrupted_ablation_goes_on(grid, pairs, tmp_path, shared):
     _, mine = planned(argv)
     shared.interrupted = True
     with pytest.raises(Stopped) as stopped:
-        ablation.train(mine[2:3], shared, 0)
+        ablation.train(mine[2:3], shared, scoring(argv, shared))
     shared.interrupted = False
     assert stopped.value.code == 75 and final(mine[2].workdir)["['step']"] < 6
-    assert ablation.train(mine[2:3], shared, 0) == {}
+    assert ablation.train(mine[2:3], shared, scoring(argv, shared)) == {}
     assert_same(final(mine[2].workdir), final(runs[2].workdir))
 
 
@@ -172,8 +276,9 @@ def test_an_interrupted_ablation_goes_on(grid, pairs, tmp_path, shared):
 def test_runs_in_lockstep_equal_the_runs_alone(grid, pairs, tmp_path, shared, how):
     """To rounding: the compiler orders sums in another way where several runs are one program."""
     _, runs, _ = grid
-    _, mine = planned(command(pairs, tmp_path, *VARY, "--seeds=2"))
-    assert ablation.train(mine[3:5], shared, 0, how) == {}
+    argv = command(pairs, tmp_path, *VARY, "--seeds=2")
+    _, mine = planned(argv)
+    assert ablation.train(mine[3:5], shared, scoring(argv, shared), how) == {}
     for one, other in zip(runs[3:5], mine[3:5], strict=True):
         assert_same(final(one.workdir), final(other.workdir), atol=1e-5)
         terms = [[json.loads(line) for line in open(f"{run.workdir}/metrics.jsonl")]
@@ -184,10 +289,11 @@ def test_runs_in_lockstep_equal_the_runs_alone(grid, pairs, tmp_path, shared, ho
 
 def test_a_run_that_fails_in_lockstep_does_not_lose_the_other(grid, pairs, tmp_path, shared):
     _, runs, _ = grid
-    _, mine = planned(command(pairs, tmp_path, "--vary=loss.l1.weight=1e38", "--seeds=1"))
-    failed = ablation.train(mine, shared, 0, "unrolled")
+    argv = command(pairs, tmp_path, "--vary=loss.l1.weight=1e38", "--seeds=1")
+    (_, mine), wanted = planned(argv), scoring(argv, shared)
+    failed = ablation.train(mine, shared, wanted, "unrolled")
     assert list(failed) == ["l1=1e38, seed 0"] and "at step 1;" in failed[mine[1].name]
-    assert ablation.scores_of(mine[1], 0) is None
+    assert ablation.scores_of(mine[1], wanted) is None
     assert_same(final(runs[0].workdir), final(mine[0].workdir), atol=1e-5)
 
 
@@ -205,10 +311,11 @@ def test_runs_on_a_device_each_equal_the_runs_alone(grid, pairs, tmp_path):
         assert_same(final(run.workdir), final(other), atol=1e-5)
 
 
-def test_the_fastest_is_chosen_of_what_was_measured(pairs, tmp_path, shared, monkeypatch, capsys):
+def test_every_way_is_measured_and_one_of_them_chosen(pairs, tmp_path, shared, monkeypatch, capsys):
     monkeypatch.setattr(ablation, "MEASURED", 1)
-    _, mine = planned(command(pairs, tmp_path, VARY[0], "--seeds=1"))
-    assert ablation.train(mine, shared, 0, "auto") == {}
+    argv = command(pairs, tmp_path, VARY[0], "--seeds=1")
+    _, mine = planned(argv)
+    assert ablation.train(mine, shared, scoring(argv, shared), "auto") == {}
     out = capsys.readouterr().out
     (line,) = [line for line in out.splitlines() if line.startswith("a step of 2 runs: ")]
     assert "sequential" in line and "unrolled" in line and "vmap" in line
@@ -216,9 +323,78 @@ def test_the_fastest_is_chosen_of_what_was_measured(pairs, tmp_path, shared, mon
     assert line.split("chosen: ")[1] in (ALONE, "unrolled", "vmap")
 
 
+@pytest.mark.parametrize("found, chosen", [
+    ({"sequential": 0.4, "devices": 0.2, "unrolled": 0.3, "vmap": "no rule"}, "devices"),
+    ({"sequential": 0.1, "devices": 0.2, "unrolled": 0.3, "vmap": 0.4}, ALONE),
+    ({"sequential": 0.4, "devices": "1 device", "unrolled": 0.3, "vmap": 0.2}, "vmap"),
+    ({"sequential": "no memory", "devices": "1 device"}, ALONE)])
+def test_the_fastest_is_chosen(found, chosen, capsys):
+    assert ablation._fastest(found, 4) == chosen
+    said = capsys.readouterr().out
+    assert said.startswith("a step of 4 runs: ") and said.endswith(f"chosen: {chosen}\n")
+    for how, value in found.items():
+        assert (f"{how} not possible ({value})" if isinstance(value, str) else
+                f"{how} {1000 * value:g} ms") in said
+
+
+@pytest.mark.parametrize("how, devices, sizes", [
+    (ALONE, 2, [1] * 5), ("unrolled", 2, [5]), ("devices", 1, [1] * 5), ("devices", 2, [2, 2, 1]),
+    ("devices", 3, [3, 2]), ("devices", 4, [3, 2]), ("devices", 8, [5])])
+def test_runs_are_computed_in_rounds(how, devices, sizes, monkeypatch):
+    monkeypatch.setattr(jax, "local_device_count", lambda: devices)
+    parts = loop.rounds(list("abcde"), how)
+    assert [len(part) for part in parts] == sizes and "".join(sum(parts, [])) == "abcde"
+
+
+def test_four_runs_take_two_devices_in_rounds(pairs, tmp_path, shared, monkeypatch, capsys):
+    """--how auto considers devices when they are fewer than the runs in lockstep."""
+    trained = []
+
+    class Training:
+        def __init__(self, members, shared, how):
+            self.members, self.how, self.seconds = members, how, 0
+
+        def batches(self, phase, start, calls):
+            return itertools.repeat(([None] * len(self.members), None))
+
+        def run(self):
+            trained.append((self.how, [member.name for member in self.members]))
+
+    class Step:  # takes as long as it says on the test's clock
+        def __init__(self, how, count):
+            self.seconds = {ALONE: 4, "devices": 5, "unrolled": 12, "vmap": 13}[how]
+            assert count == {ALONE: 1, "devices": 2}.get(how, 4)
+
+        def __call__(self, states, batches, weights):
+            clock[0] += self.seconds
+            return states, np.zeros(1)
+
+        def place(self, states):
+            return states
+
+        def weights(self, weights):
+            return weights
+
+    clock = [0.0]
+    argv = command(pairs, tmp_path, VARY[0], "--seeds=2")
+    _, mine = planned(argv)
+    monkeypatch.setattr(ablation, "MEASURED", 1)
+    monkeypatch.setattr(jax, "local_device_count", lambda: 2)
+    monkeypatch.setattr(loop, "_Training", Training)
+    monkeypatch.setattr(shared, "step", lambda config, method, phase, how, count: Step(how, count))
+    monkeypatch.setattr(loop.time, "perf_counter", lambda: clock[0])
+    (group,) = ablation._groups(mine, "auto", 4)
+    assert ablation._in_lockstep(group, shared, "auto", {}) == {}
+    assert "sequential 1.6e+04 ms, devices 1e+04 ms, unrolled 1.2e+04 ms, vmap 1.3e+04 ms" in (
+        capsys.readouterr().out)
+    names = [run.name for run in mine]
+    assert trained == [("devices", names[:2]), ("devices", names[2:])]
+
+
 def test_a_failed_variant_does_not_lose_the_others(pairs, tmp_path, capsys):
     argv = command(pairs, tmp_path, "--vary=loss.match.weight=1e38", "--mode=list", "--seeds=1",
-                   "--vary=phase.second.batch_size=0", "--vary=loss.score.weight=0")
+                   "--vary=phase.second.batch_size=0", "--vary=loss.score.weight=0",
+                   "--baselines=none")
     assert ablation.main(argv) == 1
     out, err = capsys.readouterr()
     assert "failed: match=1e38, seed 0: " in err and " at step" in err
@@ -253,6 +429,13 @@ def test_a_failed_variant_does_not_lose_the_others(pairs, tmp_path, capsys):
     (["--share=3/3"], "I/N"),
     (["--launch=slrum"], 'Did you mean "slurm"'),
     (["--source=folder"], "source of pairs"),
+    (["--metrics=psrn"], 'Did you mean "psnr"'),
+    (["--metrics=niqe"], "give --niqe FILE"),
+    (["--protocol=lflow"], 'Did you mean "llflow"'),
+    (["--baselines=HEE"], 'Did you mean "HE"'),
+    (["--lpips-alex", "a.pth"], "--lpips-alex: expected 2 arguments"),
+    (["--lpips-alex=a.pth"], "--lpips-alex: expected 2 arguments"),
+    (["--metric=psnr"], "metrics"),
     (["--low=nowhere"], "nowhere"),
     (["--rot=x"], "rot"),
 ])
@@ -292,6 +475,17 @@ def test_the_questions_that_are_ready(name, tmp_path):
             assert variant.config.seed == 3
             if not presets:  # those need a file
                 method_lib.load(variant.config)
+
+
+def test_a_question_says_which_of_its_variants_are_left_out(tmp_path, capsys):
+    argv = ["lljax ablate", f"--config={ROOT / 'configs' / 'enlightengan.py'}",
+            f"--root={tmp_path}", "--preset=modules"]
+    variants, _ = planned(argv)
+    assert [variant.name for variant in variants] == [
+        "baseline", "no local discriminator", "no attention"]
+    assert capsys.readouterr().out == (
+        "note: variant 'no feature loss' (no_feature) is left out: the config as given has "
+        "nothing of what it changes\n")
 
 
 def test_a_slurm_job_takes_its_shares(pairs, tmp_path, capsys):

@@ -1,5 +1,6 @@
 """The published data sets, in small folders of the right shape, and sources made of them."""
 
+import csv
 import json
 import os
 import subprocess
@@ -12,6 +13,7 @@ from PIL import Image
 from lljax import images
 from lljax.data import datasets, pipeline, sources
 from lljax.errors import InputError
+from lljax.evaluation import evaluate
 from lljax.training.loop import fit
 from tests import toy
 
@@ -260,6 +262,18 @@ def test_evaluation_reads_the_test_split(tmp_path):
     assert [pair["name"] for pair in sources.open("lol_v1", split="train")] == ["2", "5", "10"]
     with pytest.raises(InputError, match="source of pairs"):
         sources.open("enlighten_unpaired")
+
+
+def test_evaluate_takes_a_set_from_where_the_flags_say(tmp_path, cache):
+    make("lol_v1", tmp_path / "in")
+    flags = ["--source", "lol_v1", "--prepared", str(tmp_path / "mine"), "--metrics=psnr",
+             "--baselines=identity"]
+    for split, names in (("test", ["1", "22"]), ("train", ["2", "5", "10"])):
+        assert evaluate.main(["evaluate.py", *flags, "--split", split, "--root",
+                              str(tmp_path / "in"), "--out", str(tmp_path / split)]) == 0
+        with open(tmp_path / split / "per_image.csv", encoding="utf-8") as file:
+            assert [row["name"] for row in csv.DictReader(file)] == names
+    assert list((tmp_path / "mine").iterdir()) and not cache.exists()
 
 
 def test_training_and_evaluation_on_a_prepared_set(tmp_path, capsys):

@@ -298,6 +298,8 @@ def test_the_command(tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("argv, part", [
     (["--detector", "a:b"], "give --low DIR"), (["--labels", "x"], "go with --detector"),
     (["--detector", "a:b", "--low", "x", "--labels", "y", "--report", "r"], "--report does not"),
+    (["--detector", "a:b", "--low", "x", "--labels", "y", "--split", "test"], "--split does not"),
+    (["--detector", "a:b", "--low", "x", "--labels", "y", "--root", "r"], "--root does not"),
     (["--detector", "a.onnx", "--low", "x", "--labels", "y"], "a.onnx")])
 def test_bad_flags_are_one_line(argv, part, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -268,6 +268,9 @@ BAD_FLAGS = [
     (["--source", "demo", "--niqe", "no/such.mat"], "no file 'no/such.mat'"),
     (["--source", "demo", "--lpips-alex", "a.pth"], "expected 2 arguments"),
     (["--source", "demo", "--baselines", "HEE", "--limit", "1"], 'Did you mean "HE"'),
+    (["--source", "demo", "--root", "x"], "--root and --prepared say where published sets are"),
+    (["--low", "x", "--high", "y", "--prepared", "z"], "say where published sets are"),
+    (["--source", "lol_v1", "--root", "no/such", "--prepared", "z"], "lol_v1: "),
     (["x.safetensors"], "unexpected argument"),
     (["--source", "demo", "--out", "a", "--report", "b"], "give one"),
     (["--workdir", "no/such/run"], "no/such/run"),
@@ -355,12 +358,20 @@ def test_the_command_takes_the_data_of_the_training(tmp_path, monkeypatch):
         (run / "config.json").write_text(json.dumps(
             {"eval": {"source": "pairs", "low": low, "high": high}}))
     flags = [part for run in runs for part in ("--workdir", str(run))]
-    assert module._data(module._parse(flags)) == ("pairs", low, high)
+    assert module._data(module._parse(flags))[:3] == ("pairs", low, high)
     (runs[1] / "config.json").write_text(json.dumps(
         {"eval": {"source": "demo", "low": None, "high": None}}))
     with pytest.raises(InputError, match="different data"):
         module._data(module._parse(flags))
-    assert module._data(module._parse([*flags, "--source", "demo"])) == ("demo", None, None)
+    assert module._data(module._parse([*flags, "--source", "demo"]))[:3] == ("demo", None, None)
+    for number, run in enumerate(runs):  # where a published set is, is said once for all runs
+        (run / "config.json").write_text(json.dumps({
+            "eval": {"source": "lol_v1", "low": None, "high": None},
+            "data": {"root": "there", "prepared": str(number)}}))
+    assert module._data(module._parse(flags[:2])) == ("lol_v1", None, None, "there", "0")
+    assert module._data(module._parse([*flags[:2], "--root", "here"]))[3:] == ("here", "0")
+    with pytest.raises(InputError, match="different data"):
+        module._data(module._parse(flags))
     (runs[1] / "config.json").write_text("{}")
     with pytest.raises(InputError, match="not a config"):
         module._data(module._parse(flags))

@@ -315,7 +315,7 @@ def evaluate(systems: Mapping[str, System], pairs: Sequence[Mapping[str, Any]], 
     cards = list(metrics)
     if not cards:
         raise InputError("nothing to evaluate by: give at least one metric")
-    names, references = _check_pairs(pairs, count, cards)
+    names, references = check_pairs(pairs, count, cards)
 
     values = np.empty((len(rows), count, len(cards)))
     sheet: dict[str, list[np.ndarray]] = {}
@@ -367,10 +367,14 @@ def _baselines(wanted: bool | Iterable[str]) -> dict[str, System]:
     return {name: BASELINES[name] for name in wanted}
 
 
-def _check_pairs(pairs: Sequence[Mapping[str, Any]], count: int,
-                 cards: Sequence[Metric]) -> tuple[list[str], bool]:
+def check_pairs(pairs: Sequence[Mapping[str, Any]], count: int,
+                cards: Sequence[Metric]) -> tuple[list[str], bool]:
     """Names of the first `count` pairs, all of them readable and fit for the metrics, and whether
-    all have references."""
+    all have references.
+
+    Raises:
+      InputError: names all that are not.
+    """
     names, problems, references = [], [], True
     needed = any(card.needs == "reference" for card in cards)
     for i in range(count):
@@ -479,8 +483,57 @@ class _Row(NamedTuple):
     averaged: bool
 
 
+_TEST = "test"  # the split that is scored unless another is asked for
 _SELECT = ("last", "val")  # which checkpoint of a training
 _AVERAGES = {"on": (True,), "off": (False,), "both": (True, False)}
+
+
+# Flags that say what is computed and what stands beside it: `lljax ablate` has them too.
+SCORING: dict[str, dict[str, Any]] = {
+    "metrics": dict(metavar="NAME[,...]", help="columns: all, default, or of "
+                    f"{', '.join(KNOWN)} (default: PSNR, SSIM and MAE, and those whose files are "
+                    "given)"),
+    "protocol": dict(default=DEFAULT_PROTOCOL, metavar="NAME", help="how PSNR, SSIM and the "
+                     "gt-mean columns are computed: " + "; ".join(
+                         f"{name}: {rules.about}" for name, rules in PROTOCOLS.items())),
+    "niqe": dict(metavar="FILE", help="NIQE's parameters (.npz or .mat)"),
+    "lpips-alex": dict(nargs=2, metavar=("ALEXNET", "HEADS"),
+                       help="torchvision's AlexNet and LPIPS's v0.1 heads for it"),
+    "lpips-vgg": dict(nargs=2, metavar=("VGG16", "HEADS"),
+                      help="torchvision's VGG16 and LPIPS's v0.1 heads for it"),
+    "brisque": dict(nargs=2, metavar=("MODEL", "RANGE"),
+                    help="OpenCV's BRISQUE model and range"),
+    "baselines": dict(default="all", metavar="NAME[,...]", help="rows of methods that need no "
+                      f"training: all (default), none, or of {', '.join(BASELINES)}"),
+}
+FILES = ("niqe", "lpips-alex", "lpips-vgg", "brisque")  # those of them that name files
+
+
+def columns(given: Mapping[str, Any],
+            references: bool = True) -> tuple[list[Metric], dict[str, str]]:
+    """The columns that the flags of `SCORING` ask for.
+
+    Args:
+      given: flag -> its value; what is empty was not given.
+      references: whether there are references.
+
+    Returns:
+      As `metrics.choose`.
+
+    Raises:
+      InputError: as `metrics.choose`.
+    """
+    files = Files(*(given[flag] or None for flag in FILES))
+    return choose(_names(given["metrics"] or ""), given["protocol"], files, references)
+
+
+def baseline_names(text: str) -> list[str]:
+    """The rows that the flag --baselines asks for.
+
+    Raises:
+      InputError: an unknown baseline.
+    """
+    return list(_baselines({"all": True, "none": False}.get(text, _names(text))))
 
 
 class _Parser(argparse.ArgumentParser):
@@ -507,24 +560,17 @@ def _parser() -> _Parser:
     add("--select", default="last", metavar="last|val", help="trainings: score the newest "
         "checkpoint (default), or the best by the training's own evaluations on config.eval's "
         "pictures, which must then be others than those scored here")
-    add("--metrics", metavar="NAME[,...]", help="columns: all, default, or of "
-        f"{', '.join(KNOWN)} (default: PSNR, SSIM and MAE, and those whose files are given)")
-    add("--protocol", default=DEFAULT_PROTOCOL, metavar="NAME", help="how PSNR, SSIM and the "
-        "gt-mean columns are computed: " + "; ".join(
-            f"{name}: {rules.about}" for name, rules in PROTOCOLS.items()))
-    add("--niqe", metavar="FILE", help="NIQE's parameters (.npz or .mat)")
-    add("--lpips-alex", nargs=2, metavar=("ALEXNET", "HEADS"),
-        help="torchvision's AlexNet and LPIPS's v0.1 heads for it")
-    add("--lpips-vgg", nargs=2, metavar=("VGG16", "HEADS"),
-        help="torchvision's VGG16 and LPIPS's v0.1 heads for it")
-    add("--brisque", nargs=2, metavar=("MODEL", "RANGE"), help="OpenCV's BRISQUE model and range")
-    add("--baselines", default="all", metavar="NAME[,...]",
-        help=f"rows to compare with: all (default), none, or of {', '.join(BASELINES)}")
+    for flag, options in SCORING.items():
+        add(f"--{flag}", **options)
     add("--source", help="demo | pairs | folder, which has no references (default: pairs with "
         "--low and --high, else what the workdir's config.eval says, else demo)")
     add("--low", metavar="DIR", help="pairs, folder: folder of low-light pictures")
     add("--high", metavar="DIR", help="pairs: folder of references, same file stems")
-    add("--split", default="test", help="train | test, where the source has both")
+    add("--root", metavar="DIR", help="published sets: folder that they were unpacked into; not "
+        "needed once they are prepared")
+    add("--prepared", metavar="DIR", help="published sets: where they are prepared (default: "
+        "LLJAX_DATA, or a folder of the user's cache)")
+    add("--split", help=f"train | test, where the source has both (default: {_TEST})")
     add("--limit", type=int, default=0, metavar="N", help="only the first N pictures; 0 = all")
     add("--seed", type=int, default=0, metavar="N",
         help="seed of systems that draw random numbers")
@@ -569,8 +615,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.select != "last" and not args.workdir:
         raise InputError(f"--select {args.select} is about trainings: give --workdir W (a weights "
                          "file holds one step)")
-    if args.split not in ("train", "test"):
-        raise unknown("split", args.split, ("train", "test"))
+    if args.split not in (None, "train", _TEST):
+        raise unknown("split", args.split, ("train", _TEST))
     if args.out is not None and args.report is not None:
         raise InputError("--out and --report both say where to write; give one")
     if args.limit < 0:
@@ -584,10 +630,9 @@ def _check_detector(args: argparse.Namespace) -> None:
         if args.labels is not None or args.classes is not None:
             raise InputError("--labels and --classes go with --detector")
         return
-    usual = {"protocol": DEFAULT_PROTOCOL, "baselines": "all"}
-    for flag in ("source", "high", "report", "metrics", "protocol", "baselines", "niqe",
-                 "lpips-alex", "lpips-vgg", "brisque"):
-        if getattr(args, flag.replace("-", "_")) != usual.get(flag):
+    for flag in ("source", "high", "split", "root", "prepared", "report", *SCORING):
+        usual = SCORING.get(flag, {}).get("default")
+        if getattr(args, flag.replace("-", "_")) != usual:
             raise InputError(f"--{flag} does not go with --detector, which takes --low DIR "
                              "(pictures), --labels DIR and --out DIR")
     if not (args.low and args.labels):
@@ -595,8 +640,18 @@ def _check_detector(args: argparse.Namespace) -> None:
                          "(pictures) and --labels DIR")
 
 
-def _data(args: argparse.Namespace) -> tuple[str, str | None, str | None]:
-    """(source, low, high): from the flags, or as the workdirs' trainings were evaluated."""
+class _Data(NamedTuple):
+    """What is scored on, as `sources.open` takes it."""
+
+    source: str
+    low: str | None = None
+    high: str | None = None
+    root: str | None = None
+    prepared: str | None = None
+
+
+def _data(args: argparse.Namespace) -> _Data:
+    """From the flags, or as the workdirs' trainings were evaluated."""
     if args.source or args.low or args.high:
         if args.low and not (args.high or args.source):
             raise InputError("--low alone: give --high DIR too, or --source folder to score "
@@ -605,20 +660,25 @@ def _data(args: argparse.Namespace) -> tuple[str, str | None, str | None]:
         if source not in ("pairs", "folder") and (args.low or args.high):
             raise InputError(f"--low and --high go with --source pairs, or --low alone with "
                              f"--source folder, not with {source}")
-        return source, args.low, args.high
+        return _Data(source, args.low, args.high, args.root, args.prepared)
     found = {_eval_data(workdir) for workdir in args.workdir}
     if len(found) > 1:
         raise InputError("the workdirs were evaluated on different data while training; say which "
                          "with --source, or --low and --high")
-    return found.pop() if found else ("demo", None, None)
+    data = found.pop() if found else _Data("demo")
+    return data._replace(root=args.root or data.root, prepared=args.prepared or data.prepared)
 
 
-def _eval_data(workdir: str) -> tuple[str, str | None, str | None]:
+def _eval_data(workdir: str) -> _Data:
     path = os.path.join(workdir, "config.json")
     try:
         with open(path, encoding="utf-8") as file:
-            config = json.load(file)["eval"]
-        return config["source"], config["low"], config["high"]
+            config = json.load(file)
+        wanted = config["eval"]
+        data = _Data(wanted["source"], wanted["low"], wanted["high"])
+        if set(data.source.split("+")) <= {"demo", "pairs"}:
+            return data  # where published sets are does not matter
+        return data._replace(root=config["data"]["root"], prepared=config["data"]["prepared"])
     except OSError as error:
         raise InputError(f"--workdir {workdir}: cannot read {path} ({error.strerror}); give the "
                          "folder of a training") from error
@@ -750,32 +810,35 @@ def main(argv: Sequence[str]) -> int:
     if args.detector:
         return _detect(args, argv)
     models = _row_names([*args.workdir, *args.weights])
-    source, low, high = _data(args)
-    from lljax.data import sources  # after the flags: a typing error should not cost the import
+    source, low, high, root, prepared = _data(args)
+    split = args.split or _TEST
+    from lljax.data import datasets, sources  # after the flags: a typing error costs no import
 
     for name in source.split("+"):
         if name not in ("folder", *sources.WITH_REFERENCES):
             raise unknown("source", name, ("folder", *sources.WITH_REFERENCES))
+    if (args.root or args.prepared) and not set(source.split("+")) & datasets.SETS.keys():
+        raise InputError("--root and --prepared say where published sets are; the source "
+                         f"{source} needs neither")
     references = source != "folder"
-    cards, left_out = choose(
-        _names(args.metrics or ""), args.protocol,
-        Files(args.niqe, args.lpips_alex, args.lpips_vgg, args.brisque), references)
-    pairs = (sources.open(source, split=args.split, low=low, high=high) if references else
-             sources.Pairs(sources.open_tables(source, low=low, high=high)[0]))
-    label = _label(source, args.split, low, high)
+    cards, left_out = columns(
+        {flag: getattr(args, flag.replace("-", "_")) for flag in SCORING}, references)
+    baselines = baseline_names(args.baselines)
+    pairs = (sources.open(source, split=split, low=low, high=high, root=root, prepared=prepared)
+             if references else sources.Pairs(sources.open_tables(source, low=low, high=high)[0]))
+    label = _label(source, split, low, high)
     rows, checkpoints = _variants(models, args), _checkpoints(models, args, pairs)
     systems = _systems(models, rows, args, checkpoints)
     single = args.workdir[0] if len(args.workdir) == 1 and not args.weights else ""
     out = args.report or args.out or os.path.join(single, f"eval_{label}")
     described = {"pairs": f"{low} and {high}", "folder": low}.get(
-        source, f"{source} ({args.split})")
+        source, f"{source} ({split})")
     info = {**_info(models, rows, args, checkpoints, described, argv), "protocol": args.protocol}
     if left_out:
         info["not_computed"] = left_out
     results = evaluate(
         systems, pairs, out=out, with_report=bool(args.report), limit=args.limit, progress=True,
-        baselines=({"all": True, "none": False}.get(args.baselines, _names(args.baselines))),
-        metrics=cards, info=info)
+        baselines=baselines, metrics=cards, info=info)
     print(report.table(results))
     more = "report.html, pictures/, " if args.report else ""
     print(f"\nwrote {more}results.json, results.md, results.tex, per_image.csv and "

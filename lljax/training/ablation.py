@@ -31,6 +31,7 @@ from lljax import config as config_lib
 from lljax import images, parallel
 from lljax.errors import InputError, Stopped, unknown
 from lljax.evaluation import evaluate, report
+from lljax.evaluation.metrics import Metric
 from lljax.training import ablation_report
 from lljax.training.loop import REQUEUE, fit_members, measure
 from lljax.training.member import Member
@@ -57,6 +58,9 @@ _FLAGS = dict(
     low=("", "pairs: folder of low-light pictures"),
     high=("", "pairs: folder of references"),
     limit=(0, "Score only the first N pictures; 0 = all"),
+    **{flag: ([], f"{' '.join(options['metavar'])}, two files: {options['help']}")
+       if "nargs" in options else (options.get("default", ""), options["help"])
+       for flag, options in evaluate.SCORING.items()},
     how=("auto", "sequential, one run after the other; devices (a run on each), unrolled or vmap, "
          f"several in lockstep; auto: what is measured to be fastest, from {MEASURED} steps on"),
     together=(4, "Runs in lockstep at most, but for devices"),
@@ -64,6 +68,36 @@ _FLAGS = dict(
     collect=(False, "Train nothing: write the table of what is there"),
     launch=("", "slurm: train nothing, write an array job into ROOT/launch"),
     tasks=(0, "Tasks of the array job; 0 = one a variant"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Scoring:
+    """What is computed of every run, and on which pictures.
+
+    Attributes:
+      config: the baseline's: its `eval` says what all variants are scored on.
+      cards: the columns.
+      left_out: metric that cannot be computed, where all were asked for -> why.
+      files: what metrics need beside the pictures: flag -> files.
+      limit: the first so many pictures; 0 for config.eval's number.
+      baselines: names of the methods without training that get rows too.
+      names: of the pictures, once they are found.
+    """
+
+    config: ConfigDict
+    cards: Sequence[Metric]
+    left_out: Mapping[str, str]
+    files: Mapping[str, Any]
+    limit: int
+    baselines: Sequence[str]
+    names: Sequence[str] = ()
+
+    def identity(self) -> dict[str, Any]:
+        """What the numbers depend on beside the pictures themselves and what is scored."""
+        wanted = self.config.eval
+        return {"limit": self.limit or wanted.limit,
+                **{f"eval.{key}": wanted[key] for key in ("source", "low", "high")},
+                "metrics": {card.key: card.protocol for card in self.cards}, **self.files}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,24 +158,76 @@ def main(argv: Sequence[str]) -> int:
       InputError: a mistake in the flags, found before anything is trained.
       Stopped: by SIGTERM after saving (code 75).
     """
+    given, argv = argv, _one_value_each(argv)
     flags = config_lib.parse(argv, **_FLAGS)
     _check_flags(flags)
     variants = plan(flags, argv)
+    scoring = scoring_of(flags, variants[0].config)
     if flags.launch:
-        print(f"wrote {_launch(flags.root, argv, flags.tasks or len(variants))}")
+        print(f"wrote {_launch(flags.root, given, flags.tasks or len(variants))}")
         return 0
     parallel.keep_programs()
     with Shared() as shared:
-        _check_source(shared, variants[0].config)
+        scoring = find_pictures(scoring, shared)
         mine = _share(variants, flags.share)
         runs = in_order([run for variant in mine for run in runs_of(variant, flags)])
         failed = {} if flags.collect else train(
-            runs, shared, flags.limit, flags.how, flags.together)
+            runs, shared, scoring, flags.how, flags.together)
         if not flags.share:
-            _write_table(flags, variants, failed, shared, argv)
+            _write_table(flags, variants, scoring, failed, shared, given)
     for name, reason in failed.items():
         print(f"failed: {name}: {reason}", file=sys.stderr)
     return 1 if failed else 0
+
+
+def _one_value_each(argv: Sequence[str]) -> list[str]:
+    """The command line with "--flag A B" written as "--flag=A --flag=B": absl has no flags of two
+    values, and evaluate.py has."""
+    double = {f"--{flag}" for flag, options in evaluate.SCORING.items() if "nargs" in options}
+    found, left = [], list(argv)
+    while left:
+        text = left.pop(0)
+        if text in double:
+            if len(left) < 2 or any(value.startswith("--") for value in left[:2]):
+                raise InputError(f"argument {text}: expected 2 arguments")
+            found += [f"{text}={left.pop(0)}", f"{text}={left.pop(0)}"]
+        else:
+            found.append(text)
+    return found
+
+
+def scoring_of(flags: Any, config: ConfigDict) -> Scoring:
+    """What the flags ask to be computed.
+
+    Args:
+      flags: parsed, see `_FLAGS`.
+      config: the baseline's.
+
+    Raises:
+      InputError: as `evaluate.columns` and `evaluate.baseline_names`.
+    """
+    given = {flag: flags[flag].value for flag in evaluate.SCORING}
+    for flag, options in evaluate.SCORING.items():
+        if "nargs" in options and len(given[flag]) not in (0, options["nargs"]):
+            raise InputError(f"argument --{flag}: expected {options['nargs']} arguments, once")
+    cards, left_out = evaluate.columns(given)
+    files = {flag: given[flag] for flag in evaluate.FILES if given[flag]}
+    return Scoring(config, cards, left_out, files, flags.limit,
+                   evaluate.baseline_names(flags.baselines))
+
+
+def find_pictures(scoring: Scoring, shared: Shared) -> Scoring:
+    """What is computed, with the names of the pictures.
+
+    Raises:
+      InputError: there are none, or some cannot be read or are not fit for the metrics.
+    """
+    pairs = shared.pairs(scoring.config)
+    if not len(pairs):
+        raise InputError("nothing to score on: there are no pairs")
+    count = min(scoring.limit or scoring.config.eval.limit or len(pairs), len(pairs))
+    names, _ = evaluate.check_pairs(pairs, count, scoring.cards)
+    return dataclasses.replace(scoring, names=names)
 
 
 def _check_flags(flags: Any) -> None:
@@ -190,12 +276,15 @@ def plan(flags: Any, argv: Sequence[str]) -> list[Variant]:
         named = _varied(flags.vary, base, flags.mode or "grid")
     else:
         named = _without_each_term(base)
-    variants, seen = [Variant(BASELINE, (), base)], {config_lib.to_json(base)}
+    variants, seen = [Variant(BASELINE, (), base)], {config_lib.to_json(base): BASELINE}
     for name, entries in named.items():
         config = _configure(name, base, entries, flags, argv)
-        if (text := config_lib.to_json(config)) not in seen:
-            seen.add(text)
+        if (same := seen.setdefault(config_lib.to_json(config), name)) == name:
             variants.append(Variant(name, tuple(entries), config))
+        elif not flags.vary:  # combinations hold the baseline's values on purpose
+            why = ("the config as given has nothing of what it changes" if same == BASELINE else
+                   f"it equals {same!r}")
+            print(f"note: variant {name!r} ({', '.join(entries)}) is left out: {why}", flush=True)
     if len(variants) == 1:
         raise InputError("nothing is varied: every variant is the baseline")
     folders: dict[str, str] = {}
@@ -338,20 +427,14 @@ def _share(variants: list[Variant], text: str) -> list[Variant]:
     return variants[int(match[1])::int(match[2])]
 
 
-def _check_source(shared: Shared, config: ConfigDict) -> None:
-    """What is scored on must be there before anything is trained."""
-    if not len(shared.pairs(config)):
-        raise InputError("nothing to score on: there are no pairs")
-
-
-def train(runs: Sequence[Run], shared: Shared, limit: int, how: str = ALONE,
+def train(runs: Sequence[Run], shared: Shared, scoring: Scoring, how: str = ALONE,
           together: int = 4) -> dict[str, str]:
     """Trains and scores what is not yet.
 
     Args:
       runs: in the order of their doing.
       shared: what they have in common.
-      limit: score the first so many pictures; 0 for config.eval's number.
+      scoring: what is computed, of `find_pictures`.
       how: one after the other (`ALONE`), in lockstep (a name of `LOCKSTEP`), or "auto": what is
         measured to be fastest.
       together: at most so many in lockstep; of "devices", as many as there are.
@@ -364,14 +447,14 @@ def train(runs: Sequence[Run], shared: Shared, limit: int, how: str = ALONE,
       Stopped: by SIGTERM after saving (code 75).
     """
     failed, choices, begin = {}, {}, time.perf_counter()
-    todo = [run for run in runs if scores_of(run, limit) is None]
+    todo = [run for run in runs if scores_of(run, scoring) is None]
     if len(todo) < len(runs):
         print(f"{len(runs) - len(todo)} of {len(runs)} runs are finished", flush=True)
     if how == "auto" and max((_length(run) for run in todo), default=0) < MEASURED:
         how = ALONE
     for number, group in enumerate(groups := _groups(todo, how, together), 1):
         print(f"[{number}/{len(groups)}] {'; '.join(run.name for run in group)}", flush=True)
-        failed |= _train_group(group, shared, limit, how, choices)
+        failed |= _train_group(group, shared, scoring, how, choices)
         if shared.interrupted:
             raise Stopped("interrupted between two runs; the same command goes on", REQUEUE)
     print(f"{len(todo) - len(failed)} of {len(todo)} runs done in "
@@ -397,7 +480,7 @@ def _groups(runs: Sequence[Run], how: str, together: int) -> list[list[Run]]:
     return groups
 
 
-def _train_group(group: Sequence[Run], shared: Shared, limit: int, how: str,
+def _train_group(group: Sequence[Run], shared: Shared, scoring: Scoring, how: str,
                  choices: dict[tuple, str]) -> dict[str, str]:
     """Trains and scores some runs, in lockstep if they are several; name -> why it failed.
     `choices` keeps what "auto" has measured."""
@@ -411,7 +494,7 @@ def _train_group(group: Sequence[Run], shared: Shared, limit: int, how: str,
                 fit_members([member], shared)
                 if member.stopped:
                     raise member.stopped
-                score(run, member, limit)
+                score(run, member, scoring)
         except Stopped as stopped:
             if stopped.code == REQUEUE:
                 raise
@@ -498,18 +581,16 @@ def _check_same(run: Run) -> None:
                          "choose another --root, or take that folder away")
 
 
-def _identity(run: Run, limit: int) -> dict[str, Any]:
+def _identity(run: Run, scoring: Scoring) -> dict[str, Any]:
     """What a run's scores depend on."""
     flat = config_lib.flat(run.config)
-    return {**_fixed(run.config), "limit": limit or run.config.eval.limit,
+    return {**_fixed(run.config), **scoring.identity(),
             **{key: value for key, value in flat.items()
-               if key.startswith("phase.") and key.endswith(".steps")
-               or key in ("eval.source", "eval.low", "eval.high")}}
+               if key.startswith("phase.") and key.endswith(".steps")}}
 
 
-def score(run: Run, member: Member, limit: int) -> None:
+def score(run: Run, member: Member, scoring: Scoring) -> None:
     """Scores a finished run as evaluate.py does, and keeps scores and some pictures with it."""
-    pairs = member.shared.pairs(run.config)
     enhance, small = member.enhancer(seed=0), []
 
     def system(low: np.ndarray) -> np.ndarray:  # called once a picture, in their order
@@ -517,75 +598,121 @@ def score(run: Run, member: Member, limit: int) -> None:
         small.append(report.shrink(enhanced))
         return enhanced
 
-    limit = limit or run.config.eval.limit
-    results = evaluate.evaluate({"model": system}, pairs, limit=limit, baselines=False)
+    results = evaluate.evaluate(
+        {"model": system}, member.shared.pairs(scoring.config), limit=len(scoring.names),
+        baselines=False, metrics=scoring.cards)
     for number, index in enumerate(report.spread(len(results.names), SHOWN)):
         report.write_png(_picture(run, number), small[index])
     with open(os.path.join(run.workdir, "metrics.jsonl"), encoding="utf-8") as file:
         records = [json.loads(line) for line in file]
     last = next(record for record in reversed(records) if "phase" in record)
-    _write(os.path.join(run.workdir, "scores.json"), json.dumps({
-        "of": _identity(run, limit), "names": results.names,
-        "metrics": [{"key": card.key, "heading": card.heading, "better": card.better,
-                     "digits": card.digits, "gt_mean": card.gt_mean, "protocol": card.protocol}
-                    for card in results.metrics],
-        # JSON has no infinity
-        "values": [[repr(float(value)) for value in row] for row in results.values[0]],
-        "losses": {key: value for key, value in last.items() if key.startswith("loss/")},
-        "versions": evaluate.versions()}, indent=1, allow_nan=False) + "\n")
+    _keep(_scores(run), _identity(run, scoring), results, results.values[0], {
+        key: value for key, value in last.items() if key.startswith("loss/")})
 
 
-def scores_of(run: Run, limit: int) -> dict[str, Any] | None:
-    """What `score` kept of a run, None if it did not or the run is another one now."""
-    path = os.path.join(run.workdir, "scores.json")
+def scores_of(run: Run, scoring: Scoring) -> dict[str, Any] | None:
+    """What `score` kept of a run; None if it did not, or the run or the scoring is another now."""
+    return _kept(_scores(run), _identity(run, scoring), scoring)
+
+
+def untrained(root: str, scoring: Scoring, shared: Shared) -> dict[str, np.ndarray]:
+    """Scores of the methods that need no training; those that an earlier call kept are read.
+
+    Args:
+      root: of the ablation.
+      scoring: what is computed, of `find_pictures`.
+      shared: has the pictures.
+
+    Returns:
+      Name -> values [picture, metric].
+    """
+    if not scoring.baselines:
+        return {}
+    path = os.path.join(root, "untrained.json")
+    of = {**scoring.identity(), "baselines": list(scoring.baselines)}
+    if (found := _kept(path, of, scoring)) is None:
+        results = evaluate.evaluate(
+            {}, shared.pairs(scoring.config), limit=len(scoring.names),
+            baselines=scoring.baselines, metrics=scoring.cards, progress=True)
+        _keep(path, of, results, results.values, {})
+        found = _kept(path, of, scoring)
+    return dict(zip(scoring.baselines, found["values"], strict=True))
+
+
+def _keep(path: str, of: Mapping[str, Any], results: evaluate.Results, values: np.ndarray,
+          losses: Mapping[str, float]) -> None:
+    """Writes scores, and what they depend on."""
+    with report.writing(os.path.dirname(path)):
+        _write(path, json.dumps({
+            "of": of, "names": results.names,
+            "metrics": [{"key": card.key, "heading": card.heading, "better": card.better,
+                         "digits": card.digits, "gt_mean": card.gt_mean,
+                         "protocol": card.protocol} for card in results.metrics],
+            # JSON has no infinity
+            "values": np.vectorize(lambda value: repr(float(value)), otypes=[object])(
+                values).tolist(),
+            "losses": losses, "versions": evaluate.versions()}, indent=1, allow_nan=False) + "\n")
+
+
+def _kept(path: str, of: Mapping[str, Any], scoring: Scoring) -> dict[str, Any] | None:
+    """What `_keep` wrote; None if nothing, or of something else or other pictures."""
     if not os.path.exists(path):
         return None
     with open(path, encoding="utf-8") as file:
         found = json.load(file)
-    if found["of"] != json.loads(json.dumps(_identity(run, limit))):
+    if found["of"] != json.loads(json.dumps(of)) or found["names"] != list(scoring.names):
         return None
     return {**found, "values": np.array(found["values"], np.float64)}
+
+
+def _scores(run: Run) -> str:
+    return os.path.join(run.workdir, "scores.json")
 
 
 def _picture(run: Run, number: int) -> str:
     return os.path.join(run.workdir, f"shown_{number}.png")
 
 
-def _write_table(flags: Any, variants: Sequence[Variant], failed: Mapping[str, str],
-                 shared: Shared, argv: Sequence[str]) -> None:
+def _write_table(flags: Any, variants: Sequence[Variant], scoring: Scoring,
+                 failed: Mapping[str, str], shared: Shared, argv: Sequence[str]) -> None:
     """Everything that is read off the scores, into ROOT."""
-    rows, missing = [], []
+    rows, absent = [], {}
     for variant in variants:
         scores = {}
         for run in runs_of(variant, flags):
-            if (found := scores_of(run, flags.limit)) is not None:
+            if (found := scores_of(run, scoring)) is not None:
                 scores[run.seed] = found
             else:
-                missing.append(run)
+                absent[run.name] = failed.get(run.name) or (
+                    "scored by other metrics or on other pictures; without --collect it is scored "
+                    "anew" if os.path.exists(_scores(run)) else "not trained yet")
         if scores:
             rows.append(ablation_report.Row(variant.name, config_lib.flat(variant.config),
                                             variant.entries, scores))
-    absent = {run.name: failed.get(run.name, "not trained yet") for run in missing}
     if not rows:
         print("there is no finished run yet, so there is no table", file=sys.stderr)
+        for name, why in absent.items():
+            print(f"{name}: {why}", file=sys.stderr)
         return
-    ablation = ablation_report.Ablation(rows, absent, shlex.join(["lljax", "ablate", *argv[1:]]))
-    ablation_report.write(ablation, flags.root, _sheet(flags, variants, shared))
+    absent |= {f"metric {name}": why for name, why in scoring.left_out.items()}
+    ablation = ablation_report.Ablation(
+        rows, absent, shlex.join(["lljax", "ablate", *argv[1:]]),
+        untrained(flags.root, scoring, shared))
+    ablation_report.write(ablation, flags.root, _sheet(flags, variants, scoring, shared))
     print(ablation_report.text(ablation))
     print(f"\nwrote ablation.html, .md, .tex, .csv and .json, runs.csv, per_image.csv, plots/ and "
           f"pictures.png to {flags.root}")
 
 
-def _sheet(flags: Any, variants: Sequence[Variant], shared: Shared) -> np.ndarray:
+def _sheet(flags: Any, variants: Sequence[Variant], scoring: Scoring,
+           shared: Shared) -> np.ndarray:
     """The same scenes, as every variant's first seed enhances them."""
-    config = variants[0].config
-    pairs = shared.pairs(config)
-    count = min(flags.limit or config.eval.limit or len(pairs), len(pairs))
-    scenes = [pairs[index] for index in report.spread(count, SHOWN)]
+    pairs = shared.pairs(scoring.config)
+    scenes = [pairs[index] for index in report.spread(len(scoring.names), SHOWN)]
     columns = {report.LOW: [report.shrink(scene["low"]) for scene in scenes]}
     for variant in variants:
         run = runs_of(variant, flags)[0]
-        if scores_of(run, flags.limit) is not None:
+        if scores_of(run, scoring) is not None:
             columns[variant.name] = [np.asarray(Image.open(_picture(run, number)).convert("RGB"))
                                      for number in range(len(scenes))]
     columns[report.REFERENCE] = [report.shrink(scene["high"]) for scene in scenes]

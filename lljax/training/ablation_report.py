@@ -67,14 +67,16 @@ class Ablation:
 
     Attributes:
       rows: the variants with a finished run; the first is the baseline, if it has one.
-      absent: runs that are not in the table -> why.
+      absent: runs and metrics that are not in the table -> why.
       command: what made it.
-      baseline: name of the variant that the others are compared with.
+      untrained: methods that need no training, by name: values [picture, metric].
+      baseline: name of the variant that all others are compared with.
     """
 
     rows: Sequence[Row]
     absent: Mapping[str, str]
     command: str
+    untrained: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     baseline: str = "baseline"
 
     @property
@@ -103,6 +105,21 @@ class Ablation:
                 for row in self.rows}
 
     @functools.cached_property
+    def untrained_scores(self) -> dict[str, list[Cell]]:
+        """A cell a metric, by method without training."""
+        return {name: [_cell(values[None, :, m], 0) for m in range(len(self.metrics))]
+                for name, values in self.untrained.items()}
+
+    @functools.cached_property
+    def untrained_differences(self) -> dict[str, list[Cell]]:
+        """The same minus the baseline, picture by picture with each of its seeds."""
+        if self.rows[0].name != self.baseline:
+            return {}
+        return {name: [_cell(values[:, m] - self.rows[0].values(m))
+                       for m in range(len(self.metrics))]
+                for name, values in self.untrained.items()}
+
+    @functools.cached_property
     def differences(self) -> dict[str, list[Cell]]:
         """The same of each other variant minus the baseline, paired by seed and picture."""
         found = {}
@@ -114,14 +131,16 @@ class Ablation:
         return found
 
 
-def _cell(values: np.ndarray) -> Cell:
-    """The cell of values [seed, picture]; infinite ones (equal pictures) leave no spread."""
+def _cell(values: np.ndarray, seeds: int | None = None) -> Cell:
+    """The cell of values [seed, picture]; infinite ones (equal pictures) leave no spread. `seeds`
+    is how many it says it is of, if not as many as there are."""
+    seeds = len(values) if seeds is None else seeds
     with np.errstate(invalid="ignore"):
         mean = float(values.mean())
     if not np.isfinite(values).all():
-        return Cell(None if math.isnan(mean) else mean, None, None, len(values))
+        return Cell(None if math.isnan(mean) else mean, None, None, seeds)
     sd = float(values.mean(1).std(ddof=1)) if len(values) > 1 else None
-    return Cell(mean, sd, interval(values), len(values))
+    return Cell(mean, sd, interval(values), seeds)
 
 
 def interval(values: np.ndarray) -> tuple[float, float] | None:
@@ -165,6 +184,11 @@ def _shown(cell: Cell, digits: int, sign: bool = False) -> str:
     return text
 
 
+def _marked(name: str) -> str:
+    """What the tables call a method without training: no variant, and not the baseline."""
+    return f"{name} (untrained)"
+
+
 class _Table(NamedTuple):
     title: str
     head: list[str]
@@ -172,18 +196,21 @@ class _Table(NamedTuple):
 
 
 def _tables(ablation: Ablation) -> list[_Table]:
-    """Scores, differences from the baseline, then the same two with gt-mean."""
+    """Scores, differences from the baseline, then the same two with gt-mean. Methods without
+    training are the last rows, marked as such."""
     tables = []
     for gt_mean, end in ((False, ""), (True, ", after scaling each output to its reference's mean "
                                              "grey (never compare with the others)")):
         places = [m for m, card in enumerate(ablation.metrics) if card["gt_mean"] == gt_mean]
         if not places:
             continue
-        for title, cells, sign in (("Scores", ablation.scores, False),
-                                   ("Minus the baseline", ablation.differences, True)):
+        for title, cells, others, sign in (
+                ("Scores", ablation.scores, ablation.untrained_scores, False),
+                ("Minus the baseline", ablation.differences, ablation.untrained_differences, True)):
+            cells = {**cells, **{_marked(name): row for name, row in others.items()}}
             if cells:
                 head = ["variant", "seeds", *(ablation.metrics[m]["heading"] for m in places)]
-                rows = [[name, str(row[0].seeds), *(
+                rows = [[name, str(row[0].seeds or "none"), *(
                     _shown(row[m], ablation.metrics[m]["digits"], sign) for m in places)]
                     for name, row in cells.items()]
                 tables.append(_Table(title + end, head, rows))
@@ -206,6 +233,11 @@ def _notes(ablation: Ablation) -> list[str]:
                          "no better.")
     if 1 < len(ablation.names) < evaluate.SETTLED:
         notes.append(f"With {len(ablation.names)} pictures the intervals are too narrow.")
+    if ablation.untrained:
+        notes.append("Rows marked (untrained) are methods that need no training, so no seeds; the "
+                     "baseline is the config as given. Their differences are picture by picture "
+                     "from each of the baseline's seeds." if ablation.untrained_differences else
+                     "Rows marked (untrained) are methods that need no training, so no seeds.")
     if ablation.differences:
         notes.append("Differences are paired by seed and picture, and their intervals are not "
                      "corrected for the number of comparisons.")
@@ -264,19 +296,24 @@ def _csv(rows: Sequence[Sequence[Any]]) -> str:
 
 
 def table_csv(ablation: Ablation) -> str:
-    """A row a variant: what it changes, mean, sd, interval and difference of each metric."""
+    """A row a variant: what it changes, mean, sd, interval and difference of each metric; then
+    the methods without training, of 0 seeds."""
     names = [f"{kind}{name}" for kind in ("", "minus_baseline_")
              for name in ("mean", "sd", "low", "high")]
     rows = [["variant", "changes", "seeds", *(
         f"{card['key']}_{name}" for card in ablation.metrics for name in names)]]
     blank = [Cell(None, None, None, 0)] * len(ablation.metrics)
+
+    def add(start: Sequence[Any], scores: Sequence[Cell], less: Sequence[Cell]) -> None:
+        numbers = [value for pair in zip(scores, less, strict=True) for cell in pair
+                   for value in (cell.mean, cell.sd, *(cell.ci95 or (None, None)))]
+        rows.append([*start, *("" if value is None else repr(value) for value in numbers)])
+
     for row in ablation.rows:
-        pairs = zip(ablation.scores[row.name], ablation.differences.get(row.name, blank),
-                    strict=True)
-        numbers = [value for pair in pairs for cell in pair for value in (
-            cell.mean, cell.sd, *(cell.ci95 or (None, None)))]
-        rows.append([row.name, " ".join(row.entries), len(row.scores),
-                     *("" if value is None else repr(value) for value in numbers)])
+        add([row.name, " ".join(row.entries), len(row.scores)], ablation.scores[row.name],
+            ablation.differences.get(row.name, blank))
+    for name, cells in ablation.untrained_scores.items():
+        add([_marked(name), "", 0], cells, ablation.untrained_differences.get(name, blank))
     return _csv(rows)
 
 
@@ -294,11 +331,14 @@ def runs_csv(ablation: Ablation) -> str:
 
 
 def per_image_csv(ablation: Ablation) -> str:
-    """A row a picture of a run."""
+    """A row a picture of a run, then of a method without training, which has no seed."""
     rows = [["variant", "seed", "name", *(card["key"] for card in ablation.metrics)]]
     rows += [[row.name, seed, name, *(repr(float(value)) for value in values)]
              for row in ablation.rows for seed, found in row.scores.items()
              for name, values in zip(found["names"], found["values"], strict=True)]
+    rows += [[_marked(method), "", name, *(repr(float(value)) for value in values)]
+             for method, found in ablation.untrained.items()
+             for name, values in zip(ablation.names, found, strict=True)]
     return _csv(rows)
 
 
@@ -319,9 +359,14 @@ def to_json(ablation: Ablation) -> str:
         "minus_baseline": (cells(ablation.differences[row.name])
                            if row.name in ablation.differences else None)}
         for row in ablation.rows}
+    untrained = {name: {
+        "scores": cells(row), "minus_baseline": (cells(ablation.untrained_differences[name])
+                                                 if ablation.untrained_differences else None)}
+        for name, row in ablation.untrained_scores.items()}
     return json.dumps({
         "command": ablation.command, "baseline": ablation.baseline, "pictures": ablation.names,
-        "metrics": ablation.metrics, "variants": variants, "absent": ablation.absent,
+        "metrics": ablation.metrics, "variants": variants, "untrained": untrained,
+        "absent": ablation.absent,
         "notes": _notes(ablation), "versions": ablation._first["versions"],
         "bootstrap": {"resamples": evaluate.RESAMPLES, "seed": evaluate.BOOTSTRAP_SEED}},
         indent=1, allow_nan=False) + "\n"

@@ -54,7 +54,7 @@ def fit_members(members: Sequence[Member], shared: Shared, how: str = ALONE) -> 
       members: the runs. Several start at the same step, and their configs differ in seeds and
         loss weights alone.
       shared: what the runs of this process have in common.
-      how: several are computed together: a name of `shared.LOCKSTEP`.
+      how: several are computed together, or in `rounds`: a name of `shared.LOCKSTEP`.
 
     Raises:
       InputError: something the caller has to mend, in one line.
@@ -66,12 +66,30 @@ def fit_members(members: Sequence[Member], shared: Shared, how: str = ALONE) -> 
             for note in member.begin.notes[1:]:  # the first says where it stands
                 member.say(f"without effect, {note}")
     members = [member for member in members if member.begin.phases]
-    if members:
-        _Training(members, shared, how).run()
+    for part in rounds(members, how):
+        _Training(part, shared, how if len(part) > 1 else ALONE).run()
+
+
+def rounds(members: Sequence[Member], how: str) -> list[Sequence[Member]]:
+    """Which runs are computed together, in the order of their doing.
+
+    Args:
+      members: the runs.
+      how: `ALONE`: each by itself; "devices": as many at once as there are devices, in rounds of
+        about one size; else all at once.
+    """
+    if not members:
+        return []
+    most = {ALONE: 1, "devices": jax.local_device_count()}.get(how, len(members))
+    size = -(-len(members) // -(-len(members) // most))
+    return [members[at:at + size] for at in range(0, len(members), size)]
 
 
 def measure(members: Sequence[Member], shared: Shared) -> dict[str, float | str]:
     """Seconds a training step of all members, in their longest phase, by every way to compute it.
+
+    Where one program does not take them all, the first of the `rounds` is measured and counted as
+    often as there are rounds.
 
     Args:
       members: as for `fit_members`; nothing is written, and their states stay as they are.
@@ -86,8 +104,8 @@ def measure(members: Sequence[Member], shared: Shared) -> dict[str, float | str]
     stream = training.batches(phase, 0, first.config.steps_per_call)
     found: dict[str, float | str] = {}
     for how in (ALONE, *LOCKSTEP):
-        runs = members[:1] if how == ALONE else members
-        if how == "devices" and not 1 < len(members) <= jax.local_device_count():
+        runs, *others = rounds(members, how)
+        if how == "devices" and len(runs) == 1:
             found[how] = f"{len(members)} runs on {jax.local_device_count()} devices"
             continue
         step = shared.step(first.config, first.method, phase, how, len(runs))
@@ -104,7 +122,7 @@ def measure(members: Sequence[Member], shared: Shared) -> dict[str, float | str]
         except Exception as error:  # e.g. no rule to vmap an operation, no memory
             found[how] = f"{type(error).__name__}: {' '.join(str(error).split())[:120]}"
             continue
-        found[how] = (float(np.median(seconds[_WARM_UP:])) * len(members) / len(runs)
+        found[how] = (float(np.median(seconds[_WARM_UP:])) * (1 + len(others))
                       / first.config.steps_per_call)
     return found
 
