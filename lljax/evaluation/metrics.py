@@ -385,7 +385,7 @@ def _full_reference(protocol: Protocol, key: str, title: str, what: str, unit: s
         return compute(enhanced.astype(np.float64), reference.astype(np.float64))
 
     def corrected(enhanced, reference, low):
-        check(enhanced, reference, (side, side), title)
+        check(enhanced, reference, (side, side), f"{title}-gtm")
         scaled = protocol.gt_mean(enhanced, reference)
         if protocol.rounds and unit != "dB":
             scaled = np.rint(scaled)
@@ -443,20 +443,20 @@ def described(protocol: str = DEFAULT_PROTOCOL, files: Files = Files(),
     of = functools.partial(_full_reference, rules)
     made = [
         *of("psnr", "PSNR", "peak signal-to-noise ratio over all pixels and channels", "dB", "up",
-            positive, "RGB", _SKIMAGE, 1e-9, "rgb,u8", 2, 1, _psnr),
+            positive, "RGB", _SKIMAGE, 1e-6, "rgb,u8", 2, 1, _psnr),
         *of("ssim", "SSIM", f"structural similarity, {rules.ssim_window}", "", "up", ssim_range,
-            rules.ssim_colour, rules.ssim_program, 1e-9, rules.ssim_tag, 4, rules.ssim_side,
+            rules.ssim_colour, rules.ssim_program, 1e-6, rules.ssim_tag, 4, rules.ssim_side,
             rules.ssim),
         *of("mae", "MAE", "mean absolute difference", "grey levels", "down", levels, "RGB",
             "numpy, mean(abs(a - b))", 1e-9, "rgb,u8,0-255", 1, 1, _mae),
         *of("psnr_y", "PSNR-Y", "PSNR of luma, not rounded", "dB", "up", positive,
-            "luma, BT.601, 16 to 235", "BasicSR calculate_psnr, test_y_channel=True", 1e-4,
+            "luma, BT.601, 16 to 235", "BasicSR calculate_psnr, test_y_channel=True", 1e-5,
             "y601,u8", 2, 1, _of_luma(_psnr)),
         *of("ssim_y", "SSIM-Y", "SSIM of luma, 11 px Gaussian", "", "up", ssim_range,
-            "luma, BT.601, 16 to 235", "BasicSR calculate_ssim, test_y_channel=True", 1e-5,
+            "luma, BT.601, 16 to 235", "BasicSR calculate_ssim, test_y_channel=True", 1e-6,
             f"y601,{_G11_TAG}", 4, WINDOW, _of_luma(_ssim_plane)),
         *of("ssim_grey", "SSIM-grey", "SSIM of grey, 11 px Gaussian", "", "up", ssim_range,
-            "grey, BT.601, rounded", _FIVE.replace("channel_axis=2, ", ""), 1e-9,
+            "grey, BT.601, rounded", _FIVE.replace("channel_axis=2, ", ""), 1e-6,
             f"grey601,{_G11_TAG}", 4, WINDOW, _of_grey(_ssim_plane)),
     ]
     for net, given in (("alex", files.lpips_alex), ("vgg", files.lpips_vgg)):
@@ -479,7 +479,7 @@ def described(protocol: str = DEFAULT_PROTOCOL, files: Files = Files(),
                lambda e, _, __: appearance.noise(e)),
         _other("niqe", "NIQE", "distance from good photographs' statistics, Mittal et al. 2013",
                "", "down", positive, "luma, BT.601, 16 to 235, rounded",
-               "BasicSR calculate_niqe, convert_to='y'", 1e-3, "y601,u8,b96,authors", 3,
+               "BasicSR calculate_niqe, convert_to='y'", 1e-4, "y601,u8,b96,authors", 3,
                (blind.BLOCK, 2 * blind.BLOCK), "", _blind("niqe", blind.Niqe, files.niqe),
                "k outputs lack two blocks of 96 px with texture"),
         _other("brisque", "BRISQUE", "support vector regression on such statistics, Mittal et al. "
