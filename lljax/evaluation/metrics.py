@@ -461,7 +461,7 @@ def described(protocol: str = DEFAULT_PROTOCOL, files: Files = Files(),
     ]
     for net, given in (("alex", files.lpips_alex), ("vgg", files.lpips_vgg)):
         made += of(f"lpips_{net}", f"LPIPS-{net}", f"distance of {_BACKBONES[net]}'s features",
-                   "", "down", positive, "RGB", f"lpips 0.1, net={net!r}", 1e-5,
+                   "", "down", positive, "RGB", f"lpips 0.1, net={net!r}, in PyTorch", 1e-5,
                    f"{net},v0.1,rgb,u8", 4, _LPIPS_SIDE[net], _lpips(net, given))
     made += [
         _other("brightness", "Brightness ratio", "mean grey over the reference's; half is as far "
