@@ -10,6 +10,7 @@ import scipy.ndimage
 from PIL import Image
 
 from lljax import images
+from lljax.data import sources
 from lljax.errors import InputError
 from lljax.evaluation import detection
 from lljax.evaluation.detection import Annotated, Annotations, Curve, match, overlaps
@@ -409,6 +410,22 @@ def test_yunet_by_opencv(tmp_path):
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="no such file"):
         detection.load(str(tmp_path / "none.onnx"))
+
+
+def test_the_real_yunet_finds_faces_in_the_dark(shared):
+    pytest.importorskip("cv2", reason="OpenCV is not installed: pip install 'lljax[detect]'")
+    model = shared / "data" / "weights" / "yunet" / "yunet_n_640_640.onnx"
+    if not model.exists():
+        pytest.skip("YuNet's model is not here")
+    detector = detection.load(str(model))
+    pairs = sources.open("demo", split="train")
+    dark = next(pair for pair in pairs if pair["name"] == "musicians_evening")
+    faces = np.array([[63, 57, 26, 37], [173, 64, 30, 39], [303, 130, 28, 44], [341, 125, 47, 64],
+                      [388, 123, 64, 87]], float)  # boxed by hand
+    for pixels in (dark["high"], dark["low"]):
+        found = detection.detect(detector, pixels)
+        surest = np.argsort(-found.scores)[:5]
+        assert match(found.boxes[surest], found.scores[surest], faces).all()
 
 
 def test_without_opencv_yunet_is_one_line(monkeypatch):
