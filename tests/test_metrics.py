@@ -355,7 +355,7 @@ def folders(tmp_path, monkeypatch):
 def test_the_others_go_on_without_a_metric_outside_its_domain(folders, tmp_path, capsys):
     assert main([*folders, "--metrics", "psnr,ssim,loe"]) == 1
     out, err = capsys.readouterr()
-    reason = ("1 of 2 pictures are too small for it, e.g. small.png: the picture is 30x10 (width x "
+    reason = ("too small for it: 1 of 2 pictures, e.g. small.png: the picture is 30x10 (width x "
               "height); SSIM needs at least 11 px a side")
     assert err == f"error: left out: ssim: {reason}\n"
     assert f"ssim is not computed: {reason}" in out and "PSNR" in out

@@ -410,7 +410,7 @@ def _check_pairs(pairs: Sequence[Mapping[str, Any]], count: int, cards: Sequence
             f"{len(problems)} of {count} pairs cannot be scored, so none is: "
             + "; ".join(problems[:LISTED]) + (f"; and {more} more" if more > 0 else ""))
     return names, references, {
-        key: f"{len(reasons)} of {count} pictures are too small for it, e.g. {reasons[0]}"
+        key: f"too small for it: {len(reasons)} of {count} pictures, e.g. {reasons[0]}"
         for key, reasons in small.items()}
 
 
