@@ -479,7 +479,7 @@ def described(protocol: str = DEFAULT_PROTOCOL, files: Files = Files(),
                lambda e, _, __: appearance.noise(e)),
         _other("niqe", "NIQE", "distance from good photographs' statistics, Mittal et al. 2013",
                "", "down", positive, "luma, BT.601, 16 to 235, rounded",
-               "BasicSR calculate_niqe, convert_to='y'", 1e-4, "y601,u8,b96,authors", 3,
+               "BasicSR calculate_niqe, convert_to='y'", 1e-3, "y601,u8,b96,authors", 3,
                (blind.BLOCK, 2 * blind.BLOCK), "", _blind("niqe", blind.Niqe, files.niqe),
                "k outputs lack two blocks of 96 px with texture"),
         _other("brisque", "BRISQUE", "support vector regression on such statistics, Mittal et al. "
