@@ -37,7 +37,9 @@ def test_recorded_values(shared):
         pytest.skip("NIQE's parameters are not here")
     crop = recorded["crop_rgb_uint8"]
     niqe = blind.Niqe(str(path))
-    assert niqe(crop) == pytest.approx(float(recorded["crop_niqe"]), abs=1e-3)
+    card = choose(["niqe"], files=Files(niqe=str(path)))[0][0]
+    assert card.function(crop, None, crop) == pytest.approx(
+        float(recorded["crop_niqe"]), rel=0, abs=card.tolerance)
     luma = blind.luma(crop.astype(float))
     np.testing.assert_allclose(luma, recorded["crop_y_unrounded"], atol=1e-4)
     np.testing.assert_allclose(blind._halved(np.round(luma)), recorded["crop_y_half_imresize"],
@@ -50,7 +52,8 @@ def test_recorded_values(shared):
     for name, expected in zip(recorded["files"], recorded["niqe"], strict=True):
         if (shared / str(name)).exists():
             picture = np.asarray(Image.open(shared / str(name)).convert("RGB"))
-            assert niqe(picture) == pytest.approx(float(expected), abs=1e-3), name
+            assert card.function(picture, None, picture) == pytest.approx(
+                float(expected), rel=0, abs=card.tolerance), name
             scored += 1
     if not scored:
         pytest.skip("the pictures of the recorded values are not here")
@@ -158,8 +161,16 @@ def test_brisque_is_opencv_s(brisque):
         scaled = -1 + 2 * (features.astype(np.float32) + 2) / 6
         expected = np.clip(machine.predict(scaled.reshape(1, 36))[1][0, 0], 0, 100)
         values.append(card.function(picture, None, picture))
+        by_opencv = cv2.quality.QualityBRISQUE_compute(
+            picture[..., ::-1].copy(), str(folder / "model.yml"), str(folder / "range.yml"))[0]
+        assert values[-1] == pytest.approx(by_opencv, rel=0, abs=card.tolerance)
         assert values[-1] == pytest.approx(float(expected), abs=1e-3)
     assert values[0] != values[1]
+    for picture in (textured(16, 16), np.zeros((16, 40, 3), np.uint8)):
+        assert 0 <= card.function(picture, None, picture) <= 100
+    for shape in ((15, 40), (40, 15)):
+        with pytest.raises(InputError, match="BRISQUE needs at least 16 px a side"):
+            card.function(textured(*shape), None, textured(*shape))
     with pytest.raises(InputError, match="no file 'absent.yml'"):
         blind.Brisque("absent.yml", str(folder / "range.yml"))
     (folder / "text.yml").write_text("no model")

@@ -10,6 +10,7 @@ import scipy.ndimage
 from PIL import Image
 
 from lljax import images
+from lljax.data import sources
 from lljax.errors import InputError
 from lljax.evaluation import detection
 from lljax.evaluation.detection import Annotated, Annotations, Curve, match, overlaps
@@ -192,14 +193,14 @@ def made(tmp_path_factory):
 def test_a_brighter_picture_shows_more(made, tmp_path):
     results = detection.evaluate({"x4": x4}, made, bright_blobs, out=str(tmp_path),
                                  info={"source": "made up"})
-    assert results.systems[:2] == ["identity", "x4"] and "gamma 0.4" in results.systems
+    assert results.systems == ["identity", "x4", "gamma 0.4", "gamma 0.5", "HE", "CLAHE",
+                               "LIME-style"]
     seen = [len(bright_blobs(images.read_rgb(record.file))[0]) for record in made.records]
     ap = {name: results.mean(name)[0] for name in results.systems}
     assert ap["identity"] == pytest.approx(sum(seen) / 12)  # no false alarm: AP is the recall
     assert ap["x4"] > ap["identity"] + 0.2 and ap["x4"] < 1  # grey below 25 stays below 100
     mean, (low, high) = results.difference("x4")
     assert mean == pytest.approx(ap["x4"] - ap["identity"]) and 0 < low < mean < high
-    # the same pictures are drawn before and after: narrower than the two intervals' differences
     assert results.drawn.shape == (detection.RESAMPLES, len(results.systems), 1)
     saved = json.loads((tmp_path / "results.json").read_text())
     assert saved["systems"]["x4"]["ap"]["mean"] == ap["x4"]
@@ -217,6 +218,27 @@ def test_a_brighter_picture_shows_more(made, tmp_path):
         colours = set(map(tuple, np.asarray(sheet).reshape(-1, 3)))
         assert sheet.width == 2 * (320 + 6) + 6
         assert {(60, 220, 60), (255, 60, 60)} <= colours
+
+
+def test_the_same_pictures_are_drawn_before_and_after(made):
+    pictures = [images.read_rgb(record.file) for record in made.records]
+    first = next(pixels for pixels in pictures if len(bright_blobs(pixels)[0]))
+
+    def less(pixels):  # blind to one picture in which something can be seen
+        return np.zeros_like(pixels) if (pixels == first).all() else pixels
+
+    results = detection.evaluate({"same": np.copy, "less": less}, made, bright_blobs)
+    low, high = results.mean("identity")[1]
+    assert high - low > 0.2  # pictures differ much, yet a system that changes none gains nothing
+    assert results.difference("same") == (0, (0, 0))
+    before, after = (results.drawn[:, results.systems.index(name), 0]
+                     for name in ("identity", "less"))
+    mean, (low, high) = results.difference("less")
+    assert (low, high) == pytest.approx(tuple(np.quantile(after - before, (0.025, 0.975))))
+    assert mean < 0 and high <= 0
+    # with draws of its own for each row the interval would be wider
+    apart = np.quantile(after - np.roll(before, 1), (0.025, 0.975))
+    assert high - low < 0.8 * np.ptp(apart)
 
 
 def test_classes_have_a_precision_each(tmp_path):
@@ -390,6 +412,22 @@ def test_yunet_by_opencv(tmp_path):
     assert "\n" not in str(caught.value)
     with pytest.raises(InputError, match="no such file"):
         detection.load(str(tmp_path / "none.onnx"))
+
+
+def test_the_real_yunet_finds_faces_in_the_dark(shared):
+    pytest.importorskip("cv2", reason="OpenCV is not installed: pip install 'lljax[detect]'")
+    model = shared / "data" / "weights" / "yunet" / "yunet_n_640_640.onnx"
+    if not model.exists():
+        pytest.skip("YuNet's model is not here")
+    detector = detection.load(str(model))
+    pairs = sources.open("demo", split="train")
+    dark = next(pair for pair in pairs if pair["name"] == "musicians_evening")
+    faces = np.array([[63, 57, 26, 37], [173, 64, 30, 39], [303, 130, 28, 44], [341, 125, 47, 64],
+                      [388, 123, 64, 87]], float)  # boxed by hand
+    for pixels in (dark["high"], dark["low"]):
+        found = detection.detect(detector, pixels)
+        surest = np.argsort(-found.scores)[:5]
+        assert match(found.boxes[surest], found.scores[surest], faces).all()
 
 
 def test_without_opencv_yunet_is_one_line(monkeypatch):

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from lljax.errors import InputError
 from lljax.evaluation.lpips import Lpips
@@ -83,14 +84,19 @@ def test_it_is_the_definition(files):
     key = f"lpips_{net}"
     plain, corrected = choose([key, f"{key}_gtm"], files=Files(**{key: paths}))[0]
     found = plain.function(enhanced, reference, enhanced)
-    assert found == pytest.approx(expected, rel=1e-4) and found > 0.01
+    assert found == pytest.approx(expected, rel=0, abs=plain.tolerance) and found > 0.01
     assert plain.function(reference, reference, enhanced) == pytest.approx(0, abs=1e-9)
     expected = by_torch(net, tensors, gt_mean(enhanced, reference), reference)
-    assert corrected.function(enhanced, reference, enhanced) == pytest.approx(expected, rel=1e-4)
+    assert corrected.function(enhanced, reference, enhanced) == pytest.approx(
+        expected, rel=0, abs=corrected.tolerance)
     assert corrected.gt_mean and not plain.gt_mean and plain.protocol == f"lpips[{net},v0.1,rgb,u8]"
-    small = picture(15, 61)
-    with pytest.raises(InputError, match=f"61x15.*LPIPS-{net} needs at least"):
-        plain.function(small, small, small)
+    side = {"alex": 31, "vgg": 16}[net]
+    smallest, other = picture(side, side), picture(side, side, 1)
+    assert plain.function(smallest, other, other) == pytest.approx(
+        by_torch(net, tensors, smallest, other), rel=0, abs=plain.tolerance)
+    for small in (picture(side - 1, 61), picture(61, side - 1)):
+        with pytest.raises(InputError, match=f"LPIPS-{net} needs at least {side} px a side"):
+            plain.function(small, small, small)
     assert [card.key for card in choose(files=Files(**{key: paths}))[0]][-1] == key
 
 
@@ -114,3 +120,20 @@ def test_the_authors_heads_are_read(files, shared):
         pytest.skip("LPIPS's heads are not here")
     measure = Lpips(net, backbone, str(heads))
     assert all((head >= 0).all() for head in measure._heads)
+
+
+def test_the_authors_example(shared):
+    # what their program prints for the pictures of its repository, in three digits
+    weights, pictures = shared / "data" / "weights" / "lpips", shared / "data" / "lpips_example"
+    backbone, heads = weights / "alexnet.pth", weights / "v0.1" / "alex.pth"
+    if not (backbone.exists() and heads.exists() and pictures.is_dir()):
+        pytest.skip("AlexNet, LPIPS's heads or the authors' example pictures are not here")
+    reference, *others = (np.asarray(Image.open(pictures / f"ex_{name}.png").convert("RGB"))
+                          for name in ("ref", "p0", "p1"))
+    card = choose(["lpips_alex"], files=Files(lpips_alex=(str(backbone), str(heads))))[0][0]
+    tensors = {**torch.load(backbone, map_location="cpu"), **torch.load(heads, map_location="cpu")}
+    for enhanced, printed in zip(others, (0.722, 0.138), strict=True):
+        found = card.function(enhanced, reference, enhanced)
+        assert round(found, 3) == printed
+        assert found == pytest.approx(by_torch("alex", tensors, enhanced, reference), rel=0,
+                                      abs=card.tolerance)

@@ -43,6 +43,7 @@ from lljax.evaluation.metrics import (
     check,
     choose,
     nearness,
+    table,
 )
 
 System = Callable[[np.ndarray], np.ndarray]
@@ -270,7 +271,7 @@ def signed_rank(a: np.ndarray, b: np.ndarray) -> float | None:
 def evaluate(systems: Mapping[str, System], pairs: Sequence[Mapping[str, Any]], *,
              out: str | None = None, with_report: bool = False, limit: int = 0,
              baselines: bool | Iterable[str] = True, progress: bool = False,
-             metrics: Sequence[Metric] = tuple(METRICS.values()),
+             metrics: Sequence[Metric] = tuple(METRICS.values()), leave_out: bool = False,
              info: Mapping[str, Any] | None = None) -> Results:
     """Scores every system on every pair.
 
@@ -289,6 +290,8 @@ def evaluate(systems: Mapping[str, System], pairs: Sequence[Mapping[str, Any]], 
       baselines: which of `BASELINES` get rows too; True for all of them.
       progress: whether to show a progress bar on a terminal.
       metrics: the columns, see `metrics.choose`.
+      leave_out: whether a column that some picture is too small for is left out, with the reason
+        in the results' info under "not_computed", and the others go on. Else it ends the run.
       info: what results.json is to say beside the scores (source, seeds, command).
 
     Returns:
@@ -315,7 +318,11 @@ def evaluate(systems: Mapping[str, System], pairs: Sequence[Mapping[str, Any]], 
     cards = list(metrics)
     if not cards:
         raise InputError("nothing to evaluate by: give at least one metric")
-    names, references = check_pairs(pairs, count, cards)
+    names, references, small = check_pairs(pairs, count, cards, leave_out)
+    cards = [card for card in cards if card.key not in small]
+    if small:
+        info = {**(info or {}),
+                "not_computed": {**(info or {}).get("not_computed", {}), **small}}
 
     values = np.empty((len(rows), count, len(cards)))
     sheet: dict[str, list[np.ndarray]] = {}
@@ -367,15 +374,24 @@ def _baselines(wanted: bool | Iterable[str]) -> dict[str, System]:
     return {name: BASELINES[name] for name in wanted}
 
 
-def check_pairs(pairs: Sequence[Mapping[str, Any]], count: int,
-                cards: Sequence[Metric]) -> tuple[list[str], bool]:
-    """Names of the first `count` pairs, all of them readable and fit for the metrics, and whether
-    all have references.
+def check_pairs(pairs: Sequence[Mapping[str, Any]], count: int, cards: Sequence[Metric],
+                leave_out: bool = False) -> tuple[list[str], bool, dict[str, str]]:
+    """What can be scored, before anything is.
+
+    Args:
+      pairs: of which the first `count` are looked at.
+      count: how many.
+      cards: the metrics.
+      leave_out: as in `evaluate`.
+
+    Returns:
+      (names, whether all have references, why metrics are to be left out, by key).
 
     Raises:
-      InputError: names all that are not.
+      InputError: names those that cannot be read or are not fit for the metrics.
     """
     names, problems, references = [], [], True
+    small: dict[str, list[str]] = {}
     needed = any(card.needs == "reference" for card in cards)
     for i in range(count):
         try:
@@ -388,17 +404,37 @@ def check_pairs(pairs: Sequence[Mapping[str, Any]], count: int,
         try:
             if needed and "high" not in pair:
                 raise InputError("it has no reference")
-            for card in cards:
-                check(pair["low"], pair.get("high", pair["low"]), card.min_size, card.title,
-                      ("low", "high"))
+            check(pair["low"], pair.get("high", pair["low"]), names=("low", "high"))
         except InputError as error:
             problems.append(f"{pair['name']}: {error}")
+            continue
+        reasons = _too_small(pair, cards)
+        if leave_out:
+            for key, reason in reasons.items():
+                small.setdefault(key, []).append(reason)
+        else:
+            problems += list(reasons.values())[:1]
+    if len(small) == len(cards):  # no column would be left
+        problems += small[cards[0].key]
     if problems:
         more = len(problems) - LISTED
         raise InputError(
             f"{len(problems)} of {count} pairs cannot be scored, so none is: "
             + "; ".join(problems[:LISTED]) + (f"; and {more} more" if more > 0 else ""))
-    return names, references
+    return names, references, {
+        key: f"too small for it: {len(reasons)} of {count} pictures, e.g. {reasons[0]}"
+        for key, reasons in small.items()}
+
+
+def _too_small(pair: Mapping[str, Any], cards: Sequence[Metric]) -> dict[str, str]:
+    """Key of a metric -> what is too small for it."""
+    reasons = {}
+    for card in cards:
+        try:
+            check(pair["low"], pair["low"], card.min_size, card.title)
+        except InputError as error:
+            reasons[card.key] = f"{pair['name']}: {error}"
+    return reasons
 
 
 def _score(name: str, system: System, pair: Mapping[str, Any],
@@ -439,9 +475,7 @@ def to_json(results: Results) -> str:
                      "ci95": s.ci95, "n": s.n, "n_inf": s.n_inf, "protocol": s.protocol}
                for key, s in results.summary(name).items()}
         for name in results.systems}
-    cards = {card.key: {"title": card.title, "unit": card.unit, "better": card.better,
-                        "colour": card.colour, "reference": card.reference,
-                        "protocol": card.protocol} for card in results.metrics}
+    cards = {card.key: card.card() for card in results.metrics}
     first, *others = results.systems
     paired = {"against": first, "systems": {
         name: {key: dataclasses.asdict(d) for key, d in results.difference(name, first).items()}
@@ -562,6 +596,8 @@ def _parser() -> _Parser:
         "pictures, which must then be others than those scored here")
     for flag, options in SCORING.items():
         add(f"--{flag}", **options)
+    add("--list-metrics", action="store_true", help="print the card of every metric under "
+        "--protocol, as a Markdown table, and stop")
     add("--source", help="demo | pairs | folder, which has no references (default: pairs with "
         "--low and --high, else what the workdir's config.eval says, else demo)")
     add("--low", metavar="DIR", help="pairs, folder: folder of low-light pictures")
@@ -595,6 +631,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         raise unknown("flag", rest[0].split("=")[0], known)
     if rest:
         raise InputError(f"unexpected argument {rest[0]!r}; flags are written --name VALUE")
+    if args.list_metrics:
+        return args
     _check_detector(args)
     if not (args.workdir or args.weights or args.source or args.low or args.high):
         raise InputError("give what to evaluate: --workdir W or --weights FILE (and on what: "
@@ -801,12 +839,16 @@ def main(argv: Sequence[str]) -> int:
       argv: the command line, program name first.
 
     Returns:
-      The exit code: 0, or 1 if a detector was scored without some of the pictures.
+      The exit code: 0, or 1 if something was left out: columns that a picture is too small for,
+      or pictures that a detector could not be scored on.
 
     Raises:
       InputError: see `evaluate`, and flags that make no sense.
     """
     args = _parse(argv[1:])
+    if args.list_metrics:
+        print(table(args.protocol))
+        return 0
     if args.detector:
         return _detect(args, argv)
     models = _row_names([*args.workdir, *args.weights])
@@ -838,9 +880,13 @@ def main(argv: Sequence[str]) -> int:
         info["not_computed"] = left_out
     results = evaluate(
         systems, pairs, out=out, with_report=bool(args.report), limit=args.limit, progress=True,
-        baselines=baselines, metrics=cards, info=info)
+        baselines=baselines, metrics=cards, leave_out=True, info=info)
+    small = {key: reason for key, reason in results.info.get("not_computed", {}).items()
+             if key not in left_out}
+    for key, reason in small.items():
+        print(f"error: left out: {key}: {reason}", file=sys.stderr)
     print(report.table(results))
     more = "report.html, pictures/, " if args.report else ""
     print(f"\nwrote {more}results.json, results.md, results.tex, per_image.csv and "
           f"contact_sheet.png to {out}")
-    return 0
+    return 1 if small else 0

@@ -21,7 +21,6 @@ _ALEXNET = {0: (64, 11, 4, 2), 3: (192, 5, 1, 2), 6: (384, 3, 1, 1), 8: (256, 3,
 _POOLED = (3, 6)  # convolutions of pooled features
 _VGG16 = ("relu1_2", "relu2_2", "relu3_3", "relu4_3", "relu5_3")
 _CHANNELS = {"alex": (64, 192, 384, 256, 256), "vgg": (64, 128, 256, 512, 512)}
-MIN_SIDE = {"alex": 31, "vgg": 16}  # px; below, a pooling has nothing to pool
 
 
 class Lpips:

@@ -16,6 +16,7 @@ import functools
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 from scipy.ndimage import correlate1d
@@ -35,17 +36,18 @@ Function = Callable[[np.ndarray, np.ndarray | None, np.ndarray], float]
 
 @dataclass(frozen=True)
 class Metric:
-    """What a metric is.
+    """What a metric is: its card, and the function.
 
     Attributes:
       key: name in results files, e.g. "psnr".
       title: heading of its column.
+      what: what is computed, in a few words.
       unit: "dB", "grey levels" or "" (a pure number).
       better: "up", "down", or "one": the nearer to 1 (twice is as far as half).
       range: smallest and largest possible value.
-      colour: colour space it is computed in.
-      reference: the program that it is to equal.
-      tolerance: largest absolute difference from that program.
+      colour_space: what it is computed from.
+      reference_program: the program that it equals.
+      tolerance: largest absolute difference from that program; the tests hold it to this.
       gt_mean: whether the output first gets the reference's mean grey. Such a value uses the
         reference twice and is not comparable with one that does not.
       protocol: all of this in short; printed beside every number.
@@ -59,11 +61,12 @@ class Metric:
 
     key: str
     title: str
+    what: str
     unit: str
     better: str
     range: tuple[float, float]
-    colour: str
-    reference: str
+    colour_space: str
+    reference_program: str
     tolerance: float
     gt_mean: bool
     protocol: str
@@ -78,6 +81,12 @@ class Metric:
         """Title, unit and direction, e.g. "PSNR dB (up)"."""
         direction = "(1 is best)" if self.better == "one" else f"({self.better})"
         return " ".join(filter(None, (self.title, self.unit, direction)))
+
+    def card(self) -> dict[str, Any]:
+        """Everything but the function, as JSON has it: its infinity is the string "inf"."""
+        made = {field.name: getattr(self, field.name) for field in fields(self)
+                if field.name not in ("key", "function", "infinite")}
+        return {**made, "range": [end if math.isfinite(end) else "inf" for end in self.range]}
 
     def merit(self, values: np.ndarray) -> np.ndarray:
         """Values [n] on a scale on which more is better, [n]."""
@@ -289,7 +298,7 @@ class Protocol:
     Attributes:
       about: one line for --help and the docs.
       ssim: (a, b), float64 [H, W, 3] of 0 to 255 -> float.
-      ssim_colour, ssim_tag, ssim_program: of the card of SSIM.
+      ssim_window, ssim_colour, ssim_tag, ssim_program: of the card of SSIM.
       ssim_side: shortest side that SSIM is defined for, px.
       gt_mean: (enhanced, reference), uint8 [H, W, 3] -> float64 [H, W, 3].
       gt_mean_tag: of the cards of the gt-mean columns.
@@ -298,6 +307,7 @@ class Protocol:
 
     about: str
     ssim: Callable[[np.ndarray, np.ndarray], float]
+    ssim_window: str
     ssim_colour: str
     ssim_tag: str
     ssim_program: str
@@ -313,7 +323,7 @@ _FIVE = _SKIMAGE_SSIM.format("gaussian_weights=True, sigma=1.5, use_sample_covar
                              "channel_axis=2, ")
 _G11_TAG = "g11,s1.5,valid,u8"
 _RGB_MEAN = "RGB, mean over channels"
-_OURS = (_ssim, _RGB_MEAN, f"rgb,{_G11_TAG}", _FIVE, WINDOW)
+_OURS = (_ssim, "11 px Gaussian", _RGB_MEAN, f"rgb,{_G11_TAG}", _FIVE, WINDOW)
 PROTOCOLS = {
     "lljax": Protocol(
         "RGB; SSIM with an 11 px Gaussian; gt-mean by BT.601 grey, not rounded", *_OURS, gt_mean,
@@ -325,13 +335,14 @@ PROTOCOLS = {
     "llflow": Protocol(
         "SSIM of grey in windows of 7 px down each column; gt-mean takes the mean of R, G and B "
         "to the reference's grey (red and blue swapped) and truncates",
-        lambda a, b: _ssim_plane(_grey(a), _grey(b), _U7_COLUMNS), "grey, BT.601",
-        "grey,u7x1,sample,valid,u8",
+        lambda a, b: _ssim_plane(_grey(a), _grey(b), _U7_COLUMNS),
+        "windows of 7 px down each column", "grey, BT.601, rounded", "grey,u7x1,sample,valid,u8",
         _SKIMAGE_SSIM.format("of a grey picture with channel_axis=1, "), 7, _gt_mean_llflow,
         "gtmeanrgb-bgr,trunc"),
     "skimage-default": Protocol(
         "SSIM as scikit-image computes it unasked: RGB, uniform window of 7 px, sample covariance",
-        functools.partial(_ssim, window=_U7), _RGB_MEAN, "rgb,u7,sample,valid,u8",
+        functools.partial(_ssim, window=_U7), "windows of 7 x 7 px", _RGB_MEAN,
+        "rgb,u7,sample,valid,u8",
         _SKIMAGE_SSIM.format("channel_axis=2, "), 7, gt_mean, "gtmean601"),
 }
 DEFAULT_PROTOCOL = "lljax"
@@ -356,13 +367,15 @@ class Files:
     brisque: Sequence[str] | None = None
 
 
+_BACKBONES = {"alex": "AlexNet", "vgg": "VGG16"}
+_LPIPS_SIDE = {"alex": 31, "vgg": 16}  # px; below, a pooling has nothing to pool
 _FLAGS = {"niqe": "--niqe FILE", "lpips_alex": "--lpips-alex ALEXNET HEADS",
           "lpips_vgg": "--lpips-vgg VGG16 HEADS", "brisque": "--brisque MODEL RANGE"}
 
 
-def _full_reference(protocol: Protocol, key: str, title: str, unit: str, better: str,
-                    limits: tuple[float, float], colour: str, program: str, tolerance: float,
-                    tag: str, digits: int, side: int,
+def _full_reference(protocol: Protocol, key: str, title: str, what: str, unit: str, better: str,
+                    limits: tuple[float, float], colour_space: str, program: str,
+                    tolerance: float, tag: str, digits: int, side: int,
                     compute: Callable[[np.ndarray, np.ndarray], float]) -> list[Metric]:
     """The cards of a metric on float64 pictures of 0 to 255: as it is, and after gt-mean."""
     infinite = "k outputs equal their reference" if unit == "dB" else ""
@@ -372,24 +385,27 @@ def _full_reference(protocol: Protocol, key: str, title: str, unit: str, better:
         return compute(enhanced.astype(np.float64), reference.astype(np.float64))
 
     def corrected(enhanced, reference, low):
-        check(enhanced, reference, (side, side), title)
+        check(enhanced, reference, (side, side), f"{title}-gtm")
         scaled = protocol.gt_mean(enhanced, reference)
         if protocol.rounds and unit != "dB":
             scaled = np.rint(scaled)
         return compute(scaled, reference.astype(np.float64))
 
-    rest = digits, (side, side), "reference"
-    return [
-        Metric(key, title, unit, better, limits, colour, program, tolerance, False,
-               f"{key.split('_')[0]}[{tag}]", *rest, plain, infinite),
-        Metric(f"{key}_gtm", f"{title}-gtm", unit, better, limits, colour, program, tolerance,
-               True, f"{key.split('_')[0]}[{tag},{protocol.gt_mean_tag}]", *rest, corrected,
-               infinite)]
+    def card(end: str, told: str, function: Function) -> Metric:
+        strings = ",".join(filter(None, (tag, end and protocol.gt_mean_tag)))
+        return Metric(key + end.replace("-", "_"), title + end, told, unit, better, limits,
+                      colour_space, program, tolerance, bool(end),
+                      f"{key.split('_')[0]}[{strings}]", digits, (side, side), "reference",
+                      function, infinite)
+
+    return [card("", what, plain),
+            card("-gtm", f"{title} of the output scaled to the reference's mean grey", corrected)]
 
 
-def _other(key: str, title: str, unit: str, better: str, limits: tuple[float, float], colour: str,
-           program: str, tolerance: float, tag: str, digits: int, min_size: tuple[int, int],
-           needs: str, function: Function, infinite: str = "") -> Metric:
+def _other(key: str, title: str, what: str, unit: str, better: str, limits: tuple[float, float],
+           colour_space: str, program: str, tolerance: float, tag: str, digits: int,
+           min_size: tuple[int, int], needs: str, function: Function,
+           infinite: str = "") -> Metric:
     """The card of a metric that may do without a reference."""
     def checked(enhanced, reference, low):
         second = reference if needs == "reference" else low
@@ -397,7 +413,7 @@ def _other(key: str, title: str, unit: str, better: str, limits: tuple[float, fl
         check(enhanced, second, min_size, title, ("enhanced", name))
         return function(enhanced, reference, low)
 
-    return Metric(key, title, unit, better, limits, colour, program, tolerance, False,
+    return Metric(key, title, what, unit, better, limits, colour_space, program, tolerance, False,
                   f"{key.split('_')[0]}[{tag}]", digits, min_size, needs, checked, infinite)
 
 
@@ -413,78 +429,143 @@ def cards(protocol: str = DEFAULT_PROTOCOL, files: Files = Files(),
     Raises:
       InputError: an unknown protocol, or a file that does not hold what it is given for.
     """
+    return {key: card for key, card in described(protocol, files, references).items()
+            if _file_of(key) is None or getattr(files, _file_of(key))}
+
+
+def described(protocol: str = DEFAULT_PROTOCOL, files: Files = Files(),
+              references: bool = True) -> dict[str, Metric]:
+    """As `cards`, and those whose files were not given: calling these raises InputError."""
     if protocol not in PROTOCOLS:
         raise unknown("protocol", protocol, PROTOCOLS)
     rules = PROTOCOLS[protocol]
-    psnr_range, ssim_range, levels = (0.0, math.inf), (-1.0, 1.0), (0.0, PEAK)
+    positive, ssim_range, levels = (0.0, math.inf), (-1.0, 1.0), (0.0, PEAK)
     of = functools.partial(_full_reference, rules)
     made = [
-        *of("psnr", "PSNR", "dB", "up", psnr_range, "RGB", _SKIMAGE, 1e-4, "rgb,u8", 2, 1, _psnr),
-        *of("ssim", "SSIM", "", "up", ssim_range, rules.ssim_colour, rules.ssim_program, 1e-5,
-            rules.ssim_tag, 4, rules.ssim_side, rules.ssim),
-        *of("mae", "MAE", "grey levels", "down", levels, "RGB", "numpy, mean(abs(a - b))", 1e-9,
-            "rgb,u8,0-255", 1, 1, _mae),
-        *of("psnr_y", "PSNR-Y", "dB", "up", psnr_range, "luma, BT.601, 16 to 235",
-            "BasicSR calculate_psnr, test_y_channel=True", 1e-4, "y601,u8", 2, 1, _of_luma(_psnr)),
-        *of("ssim_y", "SSIM-Y", "", "up", ssim_range, "luma, BT.601, 16 to 235",
-            "BasicSR calculate_ssim, test_y_channel=True", 1e-5, f"y601,{_G11_TAG}", 4, WINDOW,
-            _of_luma(_ssim_plane)),
-        *of("ssim_grey", "SSIM-grey", "", "up", ssim_range, "grey, BT.601, rounded",
-            _FIVE.replace("channel_axis=2, ", ""), 1e-5, f"grey601,{_G11_TAG}", 4, WINDOW,
-            _of_grey(_ssim_plane)),
+        *of("psnr", "PSNR", "peak signal-to-noise ratio over all pixels and channels", "dB", "up",
+            positive, "RGB", _SKIMAGE, 1e-6, "rgb,u8", 2, 1, _psnr),
+        *of("ssim", "SSIM", f"structural similarity, {rules.ssim_window}", "", "up", ssim_range,
+            rules.ssim_colour, rules.ssim_program, 1e-6, rules.ssim_tag, 4, rules.ssim_side,
+            rules.ssim),
+        *of("mae", "MAE", "mean absolute difference", "grey levels", "down", levels, "RGB",
+            "numpy, mean(abs(a - b))", 1e-9, "rgb,u8,0-255", 1, 1, _mae),
+        *of("psnr_y", "PSNR-Y", "PSNR of luma, not rounded", "dB", "up", positive,
+            "luma, BT.601, 16 to 235", "BasicSR calculate_psnr, test_y_channel=True", 1e-5,
+            "y601,u8", 2, 1, _of_luma(_psnr)),
+        *of("ssim_y", "SSIM-Y", "SSIM of luma, 11 px Gaussian", "", "up", ssim_range,
+            "luma, BT.601, 16 to 235", "BasicSR calculate_ssim, test_y_channel=True", 1e-6,
+            f"y601,{_G11_TAG}", 4, WINDOW, _of_luma(_ssim_plane)),
+        *of("ssim_grey", "SSIM-grey", "SSIM of grey, 11 px Gaussian", "", "up", ssim_range,
+            "grey, BT.601, rounded", _FIVE.replace("channel_axis=2, ", ""), 1e-6,
+            f"grey601,{_G11_TAG}", 4, WINDOW, _of_grey(_ssim_plane)),
     ]
     for net, given in (("alex", files.lpips_alex), ("vgg", files.lpips_vgg)):
-        if given:
-            from lljax.evaluation.lpips import MIN_SIDE, Lpips  # JAX is slow to import
-
-            made += of(f"lpips_{net}", f"LPIPS-{net}", "", "down", psnr_range, "RGB",
-                       f"lpips 0.1, net={net}", 1e-4, f"{net},v0.1,rgb,u8", 4, MIN_SIDE[net],
-                       Lpips(net, *given))
+        made += of(f"lpips_{net}", f"LPIPS-{net}", f"distance of {_BACKBONES[net]}'s features",
+                   "", "down", positive, "RGB", f"lpips 0.1, net={net!r}, in PyTorch", 1e-5,
+                   f"{net},v0.1,rgb,u8", 4, _LPIPS_SIDE[net], _lpips(net, given))
     made += [
-        _other("brightness", "Brightness ratio", "", "one", psnr_range, "grey, BT.601",
-               "numpy, mean(a) / mean(b)", 1e-9, "grey601,u8,to-reference", 3, (1, 1),
-               "reference", lambda e, r, _: appearance.brightness(e, r),
-               "k references are black"),
+        _other("brightness", "Brightness ratio", "mean grey over the reference's; half is as far "
+               "off as twice", "", "one", positive, "grey, BT.601", "numpy, mean(a) / mean(b)",
+               1e-9, "grey601,u8,to-reference", 3, (1, 1), "reference",
+               lambda e, r, _: appearance.brightness(e, r), "k references are black"),
         _cast(references),
-        _other("loe", "LOE", "", "down", psnr_range, "largest of R, G, B",
-               "Wang et al. 2013, pixel by pixel", 1e-9, "max,u8,cubic50,to-low", 1, (1, 1), "low",
+        _other("loe", "LOE", "lightness order error: pixels that swapped order with a pixel", "",
+               "down", positive, "largest of R, G, B, at 50 px", "numpy, all pairs of pixels",
+               1e-9, "max,u8,cubic50,to-low", 1, (1, 1), "low",
                lambda e, _, low: appearance.loe(e, low)),
-        _other("noise", "Noise", "grey levels", "down", (0.0, math.inf), "RGB, mean over channels",
-               "Immerkaer 1996", 1e-9, "rgb,u8,immerkaer", 2, (3, 3), "",
+        _other("noise", "Noise", "standard deviation by Immerkaer 1996; texture counts too",
+               "grey levels", "down", positive, "RGB, mean over channels",
+               "scipy convolve2d, the paper's 3 x 3 mask", 1e-9, "rgb,u8,immerkaer", 2, (3, 3), "",
                lambda e, _, __: appearance.noise(e)),
+        _other("niqe", "NIQE", "distance from good photographs' statistics, Mittal et al. 2013",
+               "", "down", positive, "luma, BT.601, 16 to 235, rounded",
+               "BasicSR calculate_niqe, convert_to='y'", 1e-3, "y601,u8,b96,authors", 3,
+               (blind.BLOCK, 2 * blind.BLOCK), "", _blind("niqe", blind.Niqe, files.niqe),
+               "k outputs lack two blocks of 96 px with texture"),
+        _other("brisque", "BRISQUE", "support vector regression on such statistics, Mittal et al. "
+               "2012", "", "down", (0.0, 100.0), "grey", "OpenCV QualityBRISQUE", 1e-9,
+               "opencv,u8", 2, (16, 16), "", _blind("brisque", blind.Brisque, files.brisque)),
     ]
-    if files.niqe:
-        niqe = blind.Niqe(files.niqe)
-        made.append(_other(
-            "niqe", "NIQE", "", "down", psnr_range, "luma, BT.601, 16 to 235, rounded",
-            "BasicSR calculate_niqe, convert_to='y', MATLAB's imresize", 1e-3,
-            "y601,u8,b96,authors", 3, (blind.BLOCK, 2 * blind.BLOCK), "", lambda e, _, __: niqe(e),
-            "k outputs lack two blocks of 96 px with texture"))
-    if files.brisque:
-        brisque = blind.Brisque(*files.brisque)
-        made.append(_other(
-            "brisque", "BRISQUE", "", "down", (0.0, 100.0), "grey", "OpenCV QualityBRISQUE", 1e-9,
-            "opencv,u8", 2, (16, 16), "", lambda e, _, __: brisque(e)))
     return {card.key: card for card in made if references or card.needs != "reference"}
+
+
+def _file_of(key: str) -> str | None:
+    """The field of `Files` that a metric needs, if any."""
+    return next((field.name for field in fields(Files) if key.removesuffix("_gtm") == field.name),
+                None)
+
+
+def _lpips(net: str, given: Sequence[str] | None) -> Callable[[np.ndarray, np.ndarray], float]:
+    if not given:
+        return functools.partial(_absent, f"lpips_{net}")
+    from lljax.evaluation.lpips import Lpips  # JAX is slow to import
+
+    return Lpips(net, *given)
+
+
+def _blind(key: str, kind: Callable[..., Callable[[np.ndarray], float]],
+           given: str | Sequence[str] | None) -> Function:
+    if not given:
+        return functools.partial(_absent, key)
+    measure = kind(*([given] if isinstance(given, str) else given))
+    return lambda enhanced, _, __: measure(enhanced)
+
+
+def _absent(key: str, *pictures: np.ndarray | None) -> float:
+    raise InputError(f"metric {key}: {_why_not(key, references=True)}")
 
 
 def _cast(references: bool) -> Metric:
     """Cast has two definitions, so two cards."""
     against = "reference" if references else "grey"
     return _other(
-        "cast", "Colour cast", "degrees", "down", (0.0, 90.0), "RGB, mean colour",
-        f"numpy, angle to {against}", 1e-9, f"rgb,u8,angle-to-{against}", 2, (1, 1),
-        "reference" if references else "",
+        "cast", "Colour cast", "angle between the mean colours of the output and the reference"
+        if references else "angle between the mean colour and grey", "degrees", "down",
+        (0.0, 90.0), "RGB, mean colour", f"numpy, arccos of the cosine to {against}'s", 1e-5,
+        f"rgb,u8,angle-to-{against}", 2, (1, 1), "reference" if references else "",
         lambda enhanced, reference, _: appearance.cast(enhanced, reference if references else None))
+
+
+def table(protocol: str = DEFAULT_PROTOCOL) -> str:
+    """The card of every metric, as Markdown; those after gt-mean share a row.
+
+    Raises:
+      InputError: an unknown protocol.
+    """
+    made, alone = described(protocol), described(protocol, references=False)
+    rows = [("metric", "what", "compares with", "better", "range", "colour space",
+             "reference program", "tolerance", "shortest sides, px", "protocol string")]
+    rows.append(("---",) * len(rows[0]))
+    for key, card in made.items():
+        if not card.gt_mean:
+            rows.append(_row(card))
+        if key in alone and alone[key].protocol != card.protocol:  # another one without references
+            rows.append(_row(alone[key]))
+    twice = ", ".join(f"`{key}`" for key, card in made.items() if card.gt_mean)
+    rows.append((twice, "the same, of the output scaled to the reference's mean grey",
+                 "reference, twice", *["as without `_gtm`"] * 6,
+                 f"`...,{PROTOCOLS[protocol].gt_mean_tag}]`"))
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _row(card: Metric) -> tuple[str, ...]:
+    heading = ", ".join(filter(None, (card.title, card.unit)))
+    needs = f"; needs {_FLAGS[card.key]}" if card.key in _FLAGS else ""
+    short, long = card.min_size
+    return (f"`{card.key}`", f"{heading}: {card.what}{needs}",
+            {"low": "input", "": "nothing"}.get(card.needs, card.needs),
+            {"one": "the nearer to 1"}.get(card.better, card.better),
+            f"{card.range[0]:g} to {card.range[1]:g}", card.colour_space, card.reference_program,
+            f"{card.tolerance:g}", f"{short}" if short == long else f"{short} and {long}",
+            f"`{card.protocol}`")
 
 
 _NO_FILES = cards()
 METRICS: dict[str, Metric] = {key: _NO_FILES[key] for key in DEFAULT}
 """The columns of a table unless others are asked for."""
 
-KNOWN = (*_NO_FILES, *(f"lpips_{net}{end}" for net in ("alex", "vgg") for end in ("", "_gtm")),
-         "niqe", "brisque")
-WITHOUT_REFERENCES = (*cards(references=False), "niqe", "brisque")
+KNOWN = tuple(described())
+WITHOUT_REFERENCES = tuple(described(references=False))
 
 
 def choose(asked: Iterable[str] = (), protocol: str = DEFAULT_PROTOCOL, files: Files = Files(),

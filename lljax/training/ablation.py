@@ -226,7 +226,7 @@ def find_pictures(scoring: Scoring, shared: Shared) -> Scoring:
     if not len(pairs):
         raise InputError("nothing to score on: there are no pairs")
     count = min(scoring.limit or scoring.config.eval.limit or len(pairs), len(pairs))
-    names, _ = evaluate.check_pairs(pairs, count, scoring.cards)
+    names, *_ = evaluate.check_pairs(pairs, count, scoring.cards)
     return dataclasses.replace(scoring, names=names)
 
 
