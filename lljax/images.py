@@ -330,6 +330,15 @@ def unsearched(folder: str, reason: str) -> str:
     return f"{folder}: cannot be searched ({reason}); change its permissions, or leave it out"
 
 
+def mark(path: str | os.PathLike) -> str | None:
+    """What a PNG says that lljax made it for, see `MARK`; None of any other file."""
+    try:
+        with Image.open(path, formats=["PNG"]) as im:
+            return im.info.get(MARK)
+    except (*_DAMAGE, Image.DecompressionBombError):
+        return None
+
+
 def dangling(path: str | os.PathLike) -> str | None:
     """Where a link leads that leads nowhere; None for anything else."""
     return os.readlink(path) if os.path.islink(path) and not os.path.exists(path) else None
