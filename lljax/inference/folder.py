@@ -22,6 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from lljax import errors, images
 from lljax.errors import InputError
 from lljax.inference import control as control_lib
+from lljax.inference import video
 from lljax.inference.enhancer import Enhancer
 
 STREAM = "-"  # standard input or output in place of a file
@@ -134,7 +135,7 @@ def plan_videos(inputs: Sequence[str], output: str, existing: str = "refuse") ->
       InputError: a missing one; two that would be written to one file, or one onto itself.
     """
     found = images.search(inputs).pictures  # files that are named are taken whatever they are
-    if len(found) == 1 and _is_file(output, images.VIDEOS, "video", ".mp4"):
+    if len(found) == 1 and _is_file(output, video.FORMATS, "video", ".mp4"):
         return _settled([Job(found[0][0], output)], [], existing)
     _check_folder(output, "videos")
     jobs = [Job(file, os.path.join(output, name)) for file, name in found]
