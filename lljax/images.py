@@ -205,7 +205,8 @@ def write(path: str | os.PathLike, picture: Picture) -> None:
         with atomic(path) as file:
             _save(file, picture, form)
     except _DAMAGE as error:
-        raise InputError(f"{path}: cannot be written ({error})") from error
+        reason = getattr(error, "strerror", None) or error  # without the temporary name
+        raise InputError(f"{path}: cannot be written ({reason})") from error
 
 
 def encode(picture: Picture, form: str, name: str = "picture") -> bytes:

@@ -90,7 +90,7 @@ def test_the_ugly_folder(filled, model, tmp_path, capsys):
     assert said.out.startswith(f"{len(good)} enhanced, {len(bad)} failed; in {out}; ")
     clip = source / "sub" / "clip.MP4"
     assert said.out.endswith(
-        f"; 1 video left, give them by name: {clip}; 1 other file left\n")
+        f"; 1 video left, give it by name: {clip}; 1 other file left\n")
     lines = said.err.splitlines()
     assert len(lines) == len(bad)
     for name, message in bad.items():
@@ -281,7 +281,7 @@ def test_mistakes_are_one_line_before_any_work(two, model, tmp_path):
          f"(a folder of that name is written {out}.jpge{os.sep})"),
         (("enhance", one, "-o", f"{out}.HEIC"), f"not written as .heic; write e.g. {out}.jpg"),
         (("enhance", one, "-o", f"{out}.mp4"), f"not written as .mp4; write e.g. {out}.jpg"),
-        (("enhance", tmp_path / "videos", "-o", out), "no pictures there but 1 video: give"),
+        (("enhance", tmp_path / "videos", "-o", out), "no pictures there but videos, give them"),
         (("enhance", one, tmp_path / "videos" / "clip.mkv", "-o", out),
          f"{tmp_path / 'videos' / 'clip.mkv'} is a video and {one} is none; enhance videos and"),
         (("convert", "zerodse", one, "-o", tmp_path / "x.safetensors"), 'Did you mean "zerodce"'),

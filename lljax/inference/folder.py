@@ -115,7 +115,7 @@ def plan(inputs: Sequence[str], output: str | None, existing: str = "refuse",
     refused += unread
     if not jobs and not refused:
         raise InputError(f"{', '.join(inputs)}: no pictures there " + (
-            f"but {_count(found.videos, 'video')}: give them by name" if found.videos else
+            f"but videos, give them by name: {found.videos[0]}" if found.videos else
             f"({', '.join(sorted(images.READABLE))})"))
     planned = Plan(jobs, [], refused)
     if output is not None:
@@ -185,7 +185,8 @@ def left(planned: Plan) -> str:
     text = ""
     if planned.videos:
         names = ", ".join(planned.videos[:3]) + (", ..." if len(planned.videos) > 3 else "")
-        text = f"; {_count(planned.videos, 'video')} left, give them by name: {names}"
+        them = "them" if len(planned.videos) > 1 else "it"
+        text = f"; {_count(planned.videos, 'video')} left, give {them} by name: {names}"
     if planned.others:
         text += f"; {_count(planned.others, 'other file')} left"
     return text
