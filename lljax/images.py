@@ -777,7 +777,7 @@ def _metadata(picture: Picture, form: str) -> dict:
 def _png_text(picture: Picture) -> PngImagePlugin.PngInfo:
     chunks = PngImagePlugin.PngInfo()
     for key, value in picture.text.items():
-        chunks.add_text(key, value, zip=len(value) > 1024)
+        chunks.add_text(key, value)  # not deflated: Pillow inflates no more than 1 MiB
     if picture.xmp:
         chunks.add_itxt(_XMP_KEY, picture.xmp)
     return chunks

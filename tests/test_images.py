@@ -359,6 +359,12 @@ def test_xmp_that_is_stale_damaged_or_too_long(tmp_path):
     assert images.read(io.BytesIO(images.encode(long, "PNG"))).xmp == long.xmp
 
 
+def test_long_text_can_be_read_again():
+    picture = images.Picture(noise(), text={"workflow": "node " * 300_000})
+    for each in (picture, dataclasses.replace(picture, pixels=noise(bits=16))):
+        assert images.read(io.BytesIO(images.encode(each, "PNG"))).text == picture.text
+
+
 @pytest.mark.parametrize("key", ["exif", "APP1"])
 def test_profiles_in_hexadecimal_text_become_what_they_are(tmp_path, key):
     def digits(data):
