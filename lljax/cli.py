@@ -8,18 +8,15 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from lljax import errors
 from lljax.errors import InputError
 
 if TYPE_CHECKING:
     from lljax.inference.enhancer import Enhancer
-    from lljax.inference.folder import Done, Plan, Work
-
-# Inputs of these names are taken for videos; FFmpeg decides whether they are.
-_VIDEOS = (".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg",
-           ".mts", ".ogv", ".ts", ".webm", ".wmv", ".y4m")
+    from lljax.inference.folder import Done, Job, Plan, Work
+    from lljax.method import Method
 
 
 def entry() -> None:
@@ -118,7 +115,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     add("--quality", type=int, metavar="CRF", help="videos: constant rate factor of the encoder, "
         "lower is better and larger (default: 16 for H.264, 20 for .webm)")
     add("--overwrite", action="store_true", help="replace existing outputs")
-    add("--skip-existing", action="store_true", help="leave out pictures whose output exists")
+    add("--skip-existing", action="store_true", help="leave out inputs whose output exists")
     add("--dry-run", action="store_true", help="only print what would be written")
     add("--json", metavar="FILE|-", help="write a summary: what became of each file, and with what")
     add("--quiet", action="store_true", help="no progress bar")
@@ -228,9 +225,12 @@ def _check_flags(arguments: Sequence[str], parser: _Parser) -> None:
 
 
 def _enhance(options: argparse.Namespace) -> int:
-    if any(map(_is_video, options.inputs)):
-        if not all(map(_is_video, options.inputs)):
-            raise InputError("videos and pictures in one command; run them one after the other")
+    videos = [path for path in options.inputs if _is_video(path)]
+    if videos:
+        others = [path for path in options.inputs if path not in videos]
+        if others:
+            raise InputError(f"{videos[0]} is a video and {others[0]} is none; enhance videos and "
+                             "pictures one after the other")
         return _enhance_videos(options)
     for flag in ("smooth", "quality"):
         if getattr(options, flag) is not None:
@@ -241,9 +241,8 @@ def _enhance(options: argparse.Namespace) -> int:
     from lljax.inference.control import Control
     control = Control(_number(options.strength), options.denoise, options.protect_highlights,
                       options.tta)
-    existing = ("replace" if options.overwrite else "skip" if options.skip_existing else "refuse")
-    plan = folder.plan(options.inputs, None if options.in_place else options.output, existing,
-                       bool(options.compare))
+    plan = folder.plan(options.inputs, None if options.in_place else options.output,
+                       _existing(options), bool(options.compare))
     if options.dry_run:
         return _show_plan(plan)
     if options.json:
@@ -259,16 +258,44 @@ def _enhance(options: argparse.Namespace) -> int:
             if not names:
                 raise InputError(f"--save-maps: the method of {_model(options)} has no maps that "
                                  "can be drawn")
-            plan = folder.plan_maps(plan, names, options.overwrite)
-        work = (folder.comparing(enhancers, control) if options.compare else
-                folder.enhancing(*enhancers.values(), control, options.save_maps))
+            plan = folder.plan_maps(plan, names, _existing(options))
+        if options.compare:
+            shown = dict(zip(folder.labels(list(enhancers)), enhancers.values(), strict=True))
+            work = folder.comparing(shown, control)
+        else:
+            work = folder.enhancing(*enhancers.values(), control, options.save_maps)
     ready = time.perf_counter() - start
     done = _progress(plan, work, options)
     compiled = sum(enhancer.compile_seconds for enhancer in enhancers.values())
     seconds = {"import": ready, "compile": compiled,
                "run": time.perf_counter() - start - ready - compiled}
-    summary = folder.summary(done, plan, models=list(enhancers) or _models_of(options),
-                             control=vars(control), seed=options.seed, seconds=seconds)
+    return _report(options, done, plan, seconds, models=list(enhancers) or _models_of(options),
+                   control=vars(control))
+
+
+def _existing(options: argparse.Namespace) -> str:
+    """What happens to results that exist, as `folder.plan` takes it."""
+    return "replace" if options.overwrite else "skip" if options.skip_existing else "refuse"
+
+
+def _says(options: argparse.Namespace) -> TextIO:
+    """Where lines for people go: not where a picture or a summary goes."""
+    return sys.stderr if "-" in (options.output, options.json) else sys.stdout
+
+
+def _report(options: argparse.Namespace, done: Sequence[Done], plan: Plan,
+            seconds: dict[str, float], **more: Any) -> int:
+    """Writes the summary if wanted, says it in a line, and returns the exit code.
+
+    Args:
+      options: the command's.
+      done: the jobs tried.
+      plan: what was to be done.
+      seconds: by what they were spent on.
+      **more: to be said of the whole run.
+    """
+    from lljax.inference import folder
+    summary = folder.summary(done, plan, **more, seed=options.seed, seconds=seconds)
     if options.json:
         from lljax.evaluation import evaluate
         folder.write_summary(options.json, {**summary, "versions": evaluate.versions()})
@@ -277,8 +304,7 @@ def _enhance(options: argparse.Namespace) -> int:
     place = "standard output" if options.output == "-" else options.output or "place"
     spent = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
     print(f"{totals['enhanced']} enhanced, {skipped}{totals['failed']} failed; in {place}; "
-          f"{sum(seconds.values()):.1f} s ({spent})",
-          file=sys.stderr if "-" in (options.output, options.json) else sys.stdout)
+          f"{sum(seconds.values()):.1f} s ({spent}){folder.left(plan)}", file=_says(options))
     return 1 if totals["failed"] else 0
 
 
@@ -293,11 +319,7 @@ def _check_enhance(options: argparse.Namespace) -> None:
     if bool(options.output) == options.in_place:
         raise InputError("give -o/--output, or --in-place to replace the pictures" +
                          ("; not both" if options.output else ""))
-    if options.skip_existing and (options.overwrite or options.in_place):
-        raise InputError("--skip-existing contradicts "
-                         + ("--overwrite" if options.overwrite else "--in-place"))
-    if options.dry_run and options.json:
-        raise InputError("--dry-run writes nothing, so there is no --json")
+    _check_both(options)
     if options.in_place and "-" in options.inputs:
         raise InputError("standard input cannot be replaced: leave out --in-place")
     if options.output == "-":
@@ -308,6 +330,15 @@ def _check_enhance(options: argparse.Namespace) -> None:
         if sys.stdout.isatty():
             raise InputError("-o - would write the picture's bytes to this terminal; send them to "
                              "a file or program (> or |)")
+
+
+def _check_both(options: argparse.Namespace) -> None:
+    """Refuses what contradicts each other for pictures and videos alike."""
+    if options.skip_existing and (options.overwrite or options.in_place):
+        raise InputError("--skip-existing contradicts "
+                         + ("--overwrite" if options.overwrite else "--in-place"))
+    if options.dry_run and options.json:
+        raise InputError("--dry-run writes nothing, so there is no --json")
 
 
 def _number(text: str) -> float | str:
@@ -344,12 +375,13 @@ def _load(options: argparse.Namespace) -> dict[str, Enhancer]:
 
 
 def _show_plan(plan: Plan) -> int:
+    from lljax.inference import folder
     for job in plan.jobs:
         print(f"{job.file} -> {job.target}")
     for _, message in plan.refused:
         print(f"error: {message}", file=sys.stderr)
     print(f"would enhance {len(plan.jobs)}, skip {len(plan.skipped)}, refuse {len(plan.refused)}; "
-          "nothing was written")
+          f"nothing was written{folder.left(plan)}")
     return 1 if plan.refused else 0
 
 
@@ -375,73 +407,89 @@ def _progress(plan: Plan, work: Work | None, options: argparse.Namespace) -> lis
 
 
 def _is_video(path: str) -> bool:
-    return os.path.splitext(path)[1].lower() in _VIDEOS and not os.path.isdir(path)
+    from lljax import images
+    return os.path.splitext(path)[1].lower() in images.VIDEOS and not os.path.isdir(path)
 
 
 def _check_enhance_videos(options: argparse.Namespace) -> None:
     """Refuses what is for pictures only."""
     given = [flag for flag, value in (
         ("--save-maps", options.save_maps), ("--in-place", options.in_place),
-        ("--compare", options.compare), ("--tta", options.tta), ("--json", options.json),
-        ("--denoise", options.denoise != "none"), ("--dry-run", options.dry_run),
+        ("--compare", options.compare), ("--tta", options.tta),
+        ("--denoise", options.denoise != "none"),
         ("--protect-highlights", options.protect_highlights), ("-o -", options.output == "-"),
-        ("--strength auto", options.strength == "auto"), ("--max-memory", options.max_memory),
-        ("--skip-existing", options.skip_existing)) if value]
+        ("--strength auto", options.strength == "auto"), ("--max-memory", options.max_memory)
+        ) if value]
     if given:
         raise InputError(f"videos are enhanced without {', '.join(given)}: leave that out")
     if not options.output:
         raise InputError("give -o/--output: a folder, or for one video a video file")
+    _check_both(options)
 
 
 def _enhance_videos(options: argparse.Namespace) -> int:
     start = time.perf_counter()
     _check_enhance_videos(options)
-    from lljax import parallel
-    from lljax.inference import enhancer as enhancer_lib
     from lljax.inference import folder, video
     from lljax.inference.control import Control
-    single = len(options.inputs) == 1 and _is_video(options.output)
-    jobs = [(file, options.output if single else
-             os.path.join(options.output, os.path.basename(file))) for file in options.inputs]
-    if len({os.path.realpath(target).lower() for _, target in jobs}) < len(jobs):
-        raise InputError("two of the videos would be written under the same name; run them one "
-                         "after the other, into different folders")
-    strength = Control(_number(options.strength)).strength  # it must be a number from 0 to 1
-    for _, target in jobs:
-        video.check(target, options.quality)
-    method, nets = enhancer_lib.load_method(_model(options), options.set)
-    parallel.keep_programs()
-    folder.make_folders(folder.Job(*job) for job in jobs)
-    from tqdm import tqdm
-    done = 0
-    for file, target in jobs:
-        with tqdm(unit="frame", desc=os.path.basename(file), file=sys.stderr, leave=False,
-                  disable=options.quiet or not sys.stderr.isatty()) as bar:
-            def progress(count, total, bar=bar):
-                bar.total = max(count, total) if total else None
-                bar.update()
+    control = {"strength": Control(_number(options.strength)).strength,
+               "smooth": video.SMOOTH if options.smooth is None else options.smooth,
+               "quality": options.quality}
+    plan = folder.plan_videos(options.inputs, options.output, _existing(options))
+    for job in plan.jobs:
+        video.check(job.target, options.quality)
+    if options.dry_run:
+        return _show_plan(plan)
+    if options.json:
+        folder.check_summary(options.json)
+    for _, message in plan.refused:
+        print(f"error: {message}", file=sys.stderr)
+    done, model = [], None
+    if plan.jobs:
+        from lljax import parallel
+        from lljax.inference import enhancer
+        parallel.keep_programs()
+        model = enhancer.load_method(_model(options), options.set)
+        folder.make_folders(plan.jobs)
+    ready = time.perf_counter() - start
+    for job in plan.jobs:
+        done.append(_enhance_video(job, model, control, options))
+    seconds = {"import": ready, "run": time.perf_counter() - start - ready}
+    return _report(options, done, plan, seconds, models=[_model(options)], control=control)
 
-            try:
-                found = video.enhance(
-                    file, target, method, nets, seed=options.seed, strength=strength,
-                    smooth=video.SMOOTH if options.smooth is None else options.smooth,
-                    quality=options.quality, overwrite=options.overwrite, progress=progress)
-            except InputError as error:
-                print(f"error: {error}", file=sys.stderr)
-                continue
-            except Exception as error:  # the other videos go on
-                text = " ".join(str(error).split())
-                print(f"error: {file}: {type(error).__name__}: {text}", file=sys.stderr)
-                continue
-        done += 1
-        for note in found.notes:
-            print(f"note: {file}: {note}")
-        height, width = found.size
-        print(f"{target}: {found.frames} frames of {width} x {height}, "
-              f"{found.frames / found.seconds:.1f} frames/s")
-    print(f"{done} enhanced, {len(jobs) - done} failed; in {options.output}; "
-          f"{time.perf_counter() - start:.1f} s")
-    return 1 if done < len(jobs) else 0
+
+def _enhance_video(job: Job, model: tuple[Method, dict[str, Any]], control: dict[str, Any],
+                   options: argparse.Namespace) -> Done:
+    """Enhances a video; shows how far it is, and what goes wrong."""
+    from tqdm import tqdm
+
+    from lljax.inference import folder, video
+    start, found, error = time.perf_counter(), None, None
+    with tqdm(unit="frame", desc=os.path.basename(job.file), file=sys.stderr, leave=False,
+              disable=options.quiet or not sys.stderr.isatty()) as bar:
+        def progress(count, total):
+            bar.total = max(count, total) if total else None
+            bar.update()
+
+        try:
+            found = video.enhance(job.file, job.target, *model, seed=options.seed,
+                                  overwrite=options.overwrite, progress=progress, **control)
+        except InputError as caught:
+            error = str(caught)
+        except Exception as caught:  # the other videos go on
+            text = " ".join(str(caught).split())
+            error = f"{job.file}: {type(caught).__name__}: {text}"
+    seconds = time.perf_counter() - start
+    if found is None:
+        print(f"error: {error}", file=sys.stderr)
+        return folder.Done(job, None, seconds, error)
+    for note in found.notes:
+        print(f"note: {job.file}: {note}", file=_says(options))
+    height, width = found.size
+    print(f"{job.target}: {found.frames} frames of {width} x {height}, "
+          f"{found.frames / found.seconds:.1f} frames/s", file=_says(options))
+    return folder.Done(job, (width, height), seconds, None,
+                       {"frames": found.frames, "notes": list(found.notes)})
 
 
 def _models(options: argparse.Namespace) -> int:

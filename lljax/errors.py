@@ -23,6 +23,12 @@ class Stopped(Exception):
         self.code = code
 
 
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that looks most like another; None if none is near."""
+    near = difflib.get_close_matches(name, sorted(known), n=1)
+    return near[0] if near else None
+
+
 def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
     """The error for a name that is not among the known ones, with the nearest of them.
 
@@ -32,8 +38,8 @@ def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
       known: every accepted name.
     """
     known = sorted(known)
-    near = difflib.get_close_matches(name, known, n=1)
-    hint = f' Did you mean "{near[0]}"?' if near else ""
+    near = nearest(name, known)
+    hint = f' Did you mean "{near}"?' if near else ""
     return InputError(f'unknown {what} "{name}".{hint} Known: {", ".join(known) or "none"}')
 
 

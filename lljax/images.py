@@ -7,6 +7,7 @@ Choices, in one place:
   a transparent colour becomes an alpha channel. CMYK becomes RGB, without its (CMYK) profile.
 * Orientation is applied once and its tag set to 1. EXIF is otherwise kept byte for byte, less the
   embedded thumbnail, which would show the old picture. TIFF keeps its descriptive tags.
+* XMP is kept likewise where the format holds it (not GIF, BMP, PPM), and a PNG's text in a PNG.
 * Written formats: PNG, TIFF, BMP and PPM lose nothing, JPEG is quality 95 with 4:4:4 colour, WebP
   quality 95, AVIF quality 95 with 4:4:4 colour; GIF is reduced to 256 colours because it holds no
   more. The suffix decides what is written, the content what is read.
@@ -37,17 +38,18 @@ import dataclasses
 import importlib
 import io
 import os
+import re
 import secrets
 import struct
 import sys
 import types
 import warnings
 import zlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import IO
 
 import numpy as np
-from PIL import Image, TiffImagePlugin, features
+from PIL import Image, PngImagePlugin, TiffImagePlugin, features
 
 from lljax.errors import InputError, unknown
 
@@ -55,10 +57,15 @@ FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".bmp": "BMP", ".tif"
            ".tiff": "TIFF", ".webp": "WEBP", ".gif": "GIF", ".ppm": "PPM", ".pgm": "PPM",
            ".avif": "AVIF"}  # what is read and written
 HEIF = frozenset({".heic", ".heif", ".hif"})
+# What is taken for a video by its name: FFmpeg decides whether it is one.
+VIDEOS = frozenset({".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg",
+                    ".mpg", ".mts", ".ogv", ".ts", ".webm", ".wmv", ".y4m"})
 RAW = frozenset({".3fr", ".arw", ".cr2", ".cr3", ".crw", ".dcr", ".dng", ".erf", ".iiq", ".kdc",
                  ".mef", ".mos", ".mrw", ".nef", ".nrw", ".orf", ".pef", ".raf", ".raw", ".rw2",
                  ".rwl", ".sr2", ".srf", ".srw", ".x3f"})
 READABLE = frozenset({*FORMATS, *HEIF, *RAW})
+
+MARK = "lljax"  # keyword of a PNG's text that says what lljax made it for; not handed on
 
 _GREY = ("1", "L", "LA", "La", "I;16", "I;16L", "I;16B")
 _LUMA = np.float32([0.299, 0.587, 0.114])
@@ -81,6 +88,14 @@ _DAMAGE = (OSError, SyntaxError, ValueError, TypeError, LookupError, EOFError, R
            struct.error, zlib.error)
 _HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # ITU-T H.273
 _STRIP = 1 << 20  # bytes of pixels that are filtered and compressed at a time
+_XMP_TAG = 700
+_XMP_FORMATS = ("PNG", "JPEG", "TIFF", "WEBP", "AVIF")
+_XMP_HEAD = b"http://ns.adobe.com/xap/1.0/\0"  # of its segment in a JPEG
+_XMP_IN_JPEG = 65533 - len(_XMP_HEAD)  # bytes
+_XMP_KEY = "XML:com.adobe.xmp"  # of a PNG's text
+# ImageMagick's way to keep EXIF and XMP as hexadecimal text. As such they would say the old
+# orientation, which programs heed.
+_HEX_KEYS = tuple(f"Raw profile type {kind}" for kind in ("exif", "APP1", "xmp"))
 
 # `read` has limits of its own, and up to twice Pillow's, where it refuses, it only warns.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
@@ -101,6 +116,9 @@ class Picture:
       exif: EXIF block beginning with "Exif", orientation 1; empty if there is none.
       dpi: dots per inch (x, y), or None.
       compression: "raw" for a TIFF that is not compressed and stays so, or None.
+      xmp: XMP packet (UTF-8), orientation 1, without thumbnails; empty if there is none.
+      text: a PNG's text chunks by keyword, without those that hold EXIF or XMP and without
+        `MARK`.
     """
 
     pixels: np.ndarray
@@ -111,6 +129,8 @@ class Picture:
     exif: bytes = b""
     dpi: tuple[float, float] | None = None
     compression: str | None = None
+    xmp: bytes = b""
+    text: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     @property
     def grey(self) -> bool:
@@ -141,7 +161,7 @@ def read(file: str | os.PathLike | IO[bytes], name: str | None = None, *,
             with open(path, "rb") as stream:
                 return _read(stream, name, max_pixels)
         except FileNotFoundError:
-            raise InputError(f"{name}: no such file") from None
+            raise InputError(f"{name}: {_missing(path, 'no such file')}") from None
         except IsADirectoryError:
             raise InputError(f"{name}: is a folder; name a picture in it") from None
         except PermissionError:
@@ -185,7 +205,8 @@ def write(path: str | os.PathLike, picture: Picture) -> None:
         with atomic(path) as file:
             _save(file, picture, form)
     except _DAMAGE as error:
-        raise InputError(f"{path}: cannot be written ({error})") from error
+        reason = getattr(error, "strerror", None) or error  # without the temporary name
+        raise InputError(f"{path}: cannot be written ({reason})") from error
 
 
 def encode(picture: Picture, form: str, name: str = "picture") -> bytes:
@@ -236,11 +257,10 @@ def beside(path: str | os.PathLike) -> Iterator[str]:
 
     Yields:
       The path of a file in the same folder, which the block is to write; it is removed if the
-      block fails.
+      block fails. It is short: the name may be as long as the system allows.
     """
     path = os.fspath(path)
-    folder, name = os.path.split(path)
-    temporary = os.path.join(folder, f".{name}.{secrets.token_hex(4)}.tmp")
+    temporary = os.path.join(os.path.dirname(path), f".lljax-{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
         if os.path.exists(path):
@@ -254,30 +274,75 @@ def beside(path: str | os.PathLike) -> Iterator[str]:
         raise
 
 
-def find(paths: Iterable[str | os.PathLike], recursive: bool = True) -> list[tuple[str, str]]:
-    """Lists the pictures among files and folders.
+@dataclasses.dataclass(frozen=True)
+class Found:
+    """What files and folders hold.
+
+    Attributes:
+      pictures: (file, name) pairs in sorted order within each path; `name` is relative to the
+        folder given, or the file's own name.
+      videos: files in the folders whose suffixes are those of `VIDEOS`.
+      others: files in the folders of other suffixes.
+      unread: (folder, reason) of those that could not be searched.
+    """
+
+    pictures: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+    videos: list[str] = dataclasses.field(default_factory=list)
+    others: list[str] = dataclasses.field(default_factory=list)
+    unread: list[tuple[str, str]] = dataclasses.field(default_factory=list)
+
+
+def search(paths: Iterable[str | os.PathLike], recursive: bool = True) -> Found:
+    """Looks for pictures among files and folders.
 
     Args:
-      paths: files (taken whatever their suffix) and folders (searched for the suffixes of
-        `READABLE`, upper or lower case; names that begin with a dot are skipped).
+      paths: files (taken for pictures whatever their suffix) and folders (searched for the
+        suffixes of `READABLE`, upper or lower case; names that begin with a dot are skipped).
       recursive: whether to search sub-folders.
-
-    Returns:
-      (file, name) pairs in sorted order within each path; `name` is relative to the folder given,
-      or the file's own name.
 
     Raises:
       InputError: a path that does not exist.
     """
-    found = []
+    found = Found()
     for path in map(os.fspath, paths):
         if os.path.isdir(path):
-            found += _walk(path, recursive)
+            _walk(path, recursive, found)
         elif os.path.exists(path):
-            found.append((path, os.path.basename(path)))
+            found.pictures.append((path, os.path.basename(path)))
         else:
-            raise InputError(f"{path}: no such file or folder")
+            raise InputError(f"{path}: {_missing(path, 'no such file or folder')}")
     return found
+
+
+def find(paths: Iterable[str | os.PathLike], recursive: bool = True) -> list[tuple[str, str]]:
+    """The pictures that `search` finds.
+
+    Raises:
+      InputError: a path that does not exist, or a folder that cannot be searched.
+    """
+    found = search(paths, recursive)
+    if found.unread:
+        raise InputError(unsearched(*found.unread[0]))
+    return found.pictures
+
+
+def unsearched(folder: str, reason: str) -> str:
+    """The message for an entry of `Found.unread`."""
+    return f"{folder}: cannot be searched ({reason}); change its permissions, or leave it out"
+
+
+def mark(path: str | os.PathLike) -> str | None:
+    """What a PNG says that lljax made it for, see `MARK`; None of any other file."""
+    try:
+        with Image.open(path, formats=["PNG"]) as im:
+            return im.info.get(MARK)
+    except (*_DAMAGE, Image.DecompressionBombError):
+        return None
+
+
+def dangling(path: str | os.PathLike) -> str | None:
+    """Where a link leads that leads nowhere; None for anything else."""
+    return os.readlink(path) if os.path.islink(path) and not os.path.exists(path) else None
 
 
 def to_float(pixels: np.ndarray) -> np.ndarray:
@@ -369,19 +434,24 @@ def _top(dtype: np.dtype) -> int:
     return tops[dtype]
 
 
-def _walk(folder: str, recursive: bool) -> list[tuple[str, str]]:
-    found = []
-    for here, folders, files in os.walk(folder, onerror=_unreadable):
+def _missing(path: str, otherwise: str) -> str:
+    """Why there is nothing at a path."""
+    target = dangling(path)
+    return otherwise if target is None else f"a link to {target}, which does not exist"
+
+
+def _walk(folder: str, recursive: bool, found: Found) -> None:
+    def unread(error):
+        found.unread.append((error.filename, error.strerror))
+
+    for here, folders, files in os.walk(folder, onerror=unread):
         folders[:] = sorted(f for f in folders if f[0] != ".") if recursive else []
-        for name in sorted(files):
-            if name[0] != "." and os.path.splitext(name)[1].lower() in READABLE:
-                file = os.path.join(here, name)
-                found.append((file, os.path.relpath(file, folder)))
-    return found
-
-
-def _unreadable(error: OSError) -> None:
-    raise InputError(f"{error.filename}: cannot be searched ({error.strerror})") from error
+        for name in sorted(name for name in files if name[0] != "."):
+            file, suffix = os.path.join(here, name), os.path.splitext(name)[1].lower()
+            if suffix in READABLE:
+                found.pictures.append((file, os.path.relpath(file, folder)))
+            else:
+                (found.videos if suffix in VIDEOS else found.others).append(file)
 
 
 def _read(file: IO[bytes], name: str, max_pixels: int | None) -> Picture:
@@ -484,7 +554,8 @@ def _read_heif(file: IO[bytes], name: str, max_pixels: int | None) -> Picture:
                              "are not sRGB's; export it as SDR first")
         im = heif.to_pillow()
         exif = _upright(im.info.get("exif") or b"")
-        return Picture(*_channels(im, name), im.mode, "JPEG", im.info.get("icc_profile"), exif)
+        return Picture(*_channels(im, name), im.mode, "JPEG", im.info.get("icc_profile"), exif,
+                       xmp=_upright_xmp(im.info.get("xmp")))
     except InputError:
         raise
     except _DAMAGE as error:
@@ -673,7 +744,7 @@ def _save(file: IO[bytes], picture: Picture, form: str) -> None:
         return _save_tiff(file, picture, stored)
     if stored.dtype == np.uint16 and stored.ndim == 3:
         return _save_deep_png(file, picture, stored)
-    options = _metadata(picture)
+    options = _metadata(picture, form)
     if form == "PNG":
         options |= {"compress_type": zlib.Z_RLE}
     elif form == "JPEG":
@@ -686,8 +757,8 @@ def _save(file: IO[bytes], picture: Picture, form: str) -> None:
     Image.fromarray(stored).save(file, form, **options)
 
 
-def _metadata(picture: Picture) -> dict:
-    """Pillow's options for what is no pixel."""
+def _metadata(picture: Picture, form: str) -> dict:
+    """Pillow's options for what is no pixel, as far as the format holds it."""
     options = {}
     if picture.icc:
         options["icc_profile"] = picture.icc
@@ -695,7 +766,21 @@ def _metadata(picture: Picture) -> dict:
         options["exif"] = picture.exif
     if picture.dpi and min(picture.dpi) > 1:
         options["dpi"] = picture.dpi
+    if form == "PNG":
+        options["pnginfo"] = _png_text(picture)
+    elif picture.xmp and form in _XMP_FORMATS and (
+            form != "JPEG" or len(picture.xmp) <= _XMP_IN_JPEG):
+        options["xmp"] = picture.xmp
     return options
+
+
+def _png_text(picture: Picture) -> PngImagePlugin.PngInfo:
+    chunks = PngImagePlugin.PngInfo()
+    for key, value in picture.text.items():
+        chunks.add_text(key, value)  # not deflated: Pillow inflates no more than 1 MiB
+    if picture.xmp:
+        chunks.add_itxt(_XMP_KEY, picture.xmp)
+    return chunks
 
 
 def _bands(stored: np.ndarray) -> Iterator[np.ndarray]:
@@ -707,7 +792,7 @@ def _save_deep_png(file: IO[bytes], picture: Picture, stored: np.ndarray) -> Non
     """Writes uint16 [H, W, 2 to 4] as PNG, each row filtered by its left neighbours ("Sub")."""
     height, width, channels = stored.shape
     small = io.BytesIO()  # Pillow's own metadata chunks, taken from a picture of one pixel
-    Image.new("RGB", (1, 1)).save(small, "PNG", **_metadata(picture))
+    Image.new("RGB", (1, 1)).save(small, "PNG", **_metadata(picture, "PNG"))
     header = struct.pack(">IIBBBBB", width, height, 16, {2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
     file.write(small.getvalue()[:8])
     _chunk(file, b"IHDR", header)
@@ -774,9 +859,11 @@ def _save_tiff(file: IO[bytes], picture: Picture, stored: np.ndarray) -> None:
     for tag in (_EXIF_IFD, _GPS_IFD):
         if values := exif.get_ifd(tag):
             tags[tag] = dict(values)
-    options = _metadata(picture)
+    options = _metadata(picture, "TIFF")
     if "icc_profile" in options:
         tags[34675] = options["icc_profile"]
+    if "xmp" in options:
+        tags[_XMP_TAG] = options["xmp"]
     if "dpi" in options:
         tags[282], tags[283], tags[296] = *options["dpi"], 2
     tags[256], tags[257] = width, height
@@ -803,6 +890,12 @@ def _picture(im: Image.Image, mode: str, pixels: np.ndarray, alpha: np.ndarray |
     exif = im.getexif()
     orientation = exif.get(_ORIENTATION, 1)
     raw = _tiff_exif(exif) if im.format == "TIFF" else im.info.get("exif", b"")
+    xmp, text = im.info.get("xmp"), {}
+    if im.format == "PNG":
+        text = {key: value for key, value in im.text.items()
+                if key not in (*_HEX_KEYS, _XMP_KEY, MARK)}
+        hidden = _hex_profiles(im.text)
+        raw, xmp = raw or hidden[0], xmp or hidden[1]
     dpi, compression = im.info.get("dpi"), im.info.get("compression")
     if turn := _TURNS.get(orientation):
         pixels = np.ascontiguousarray(turn(pixels))
@@ -812,7 +905,7 @@ def _picture(im: Image.Image, mode: str, pixels: np.ndarray, alpha: np.ndarray |
         pixels, alpha, mode, "JPEG" if im.format == "MPO" else im.format,
         None if im.mode == "CMYK" else im.info.get("icc_profile"), _upright(raw),
         dpi and (float(dpi[0]), float(dpi[1])),
-        "raw" if im.format == "TIFF" and compression == "raw" else None)
+        "raw" if im.format == "TIFF" and compression == "raw" else None, _upright_xmp(xmp), text)
 
 
 def _channels(im: Image.Image, name: str) -> tuple[np.ndarray, np.ndarray | None]:
@@ -868,3 +961,32 @@ def _patched(exif: bytes) -> bytes:
     if end + 4 <= len(data):
         struct.pack_into("I", data, end, 0)
     return b"Exif\0\0" + bytes(data)
+
+
+def _hex_profiles(text: Mapping[str, str]) -> tuple[bytes, bytes]:
+    """(EXIF, XMP) that a PNG's text holds as hexadecimal digits, behind three other lines."""
+    exif = xmp = b""
+    for key in _HEX_KEYS:
+        try:
+            data = bytes.fromhex("".join(text.get(key, "").split("\n")[3:]))
+        except ValueError:  # damaged: the picture is sound without it
+            continue
+        if data.startswith(_XMP_HEAD) or key == _HEX_KEYS[-1]:
+            xmp = xmp or data.removeprefix(_XMP_HEAD)
+        else:
+            exif = exif or data
+    return exif, xmp
+
+
+def _upright_xmp(xmp: bytes | None) -> bytes:
+    """An XMP packet with orientation 1 and without thumbnails; nothing of one that is damaged."""
+    if not isinstance(xmp, bytes):
+        return b""
+    xmp = xmp.rstrip(b"\0")  # some programs end it like a C string
+    try:
+        xmp.decode()
+    except UnicodeDecodeError:
+        return b""
+    # Padding beside the text, which exists for changes in place, is kept with the rest.
+    xmp = re.sub(rb"<(xmp|xap):Thumbnails\b.*?</\1:Thumbnails>", b"", xmp, flags=re.S)
+    return re.sub(rb"""(tiff:Orientation(?:=["']|>)\s*)[2-8]\b""", rb"\g<1>1", xmp)

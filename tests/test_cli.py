@@ -1,12 +1,15 @@
 """The installed command, run as a user runs it, on a folder of awkward files."""
 
+import dataclasses
 import io
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
+import weakref
 
 import jax
 import numpy as np
@@ -20,8 +23,7 @@ from lljax import method as method_lib
 from lljax.errors import InputError
 from lljax.inference import folder
 from tests.test_convert import official
-
-BAD = ("cut.jpg", "text.png", "empty.bmp", "deep.png")
+from tests.ugly import PROFILE, TEXT, XMP, ugly
 
 
 def run(*arguments, module=True):
@@ -46,38 +48,11 @@ def model(tmp_path_factory):
     return path
 
 
-@pytest.fixture
-def ugly(tmp_path):
-    folder = tmp_path / "in"
-    (folder / "sub" / "deeper").mkdir(parents=True)
-    rng = np.random.default_rng(0)
-
-    def image(width, height):
-        return Image.fromarray(rng.integers(0, 90, (height, width, 3)).astype(np.uint8))
-
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    image(61, 97).save(folder / "odd.png")
-    image(1, 1).save(folder / "dot.bmp")
-    image(40, 30).convert("L").save(folder / "grey.jpg")
-    alpha = image(33, 20).convert("RGBA")
-    alpha.putalpha(120)
-    alpha.save(folder / "alpha.png")
-    image(33, 20).convert("P").save(folder / "palette.png")
-    image(64, 32).save(folder / "turned.jpg", exif=exif)
-    image(25, 26).save(folder / "UPPER.JPG")
-    image(19, 18).convert("CMYK").save(folder / "sub" / "deeper" / "cmyk.tif")
-    Image.fromarray(rng.integers(0, 9999, (7, 9)).astype(np.uint16)).save(
-        folder / "sub" / "grey16.png")
-    image(50, 50).save(folder / "cut.jpg")
-    (folder / "cut.jpg").write_bytes((folder / "cut.jpg").read_bytes()[:-500])
-    (folder / "text.png").write_text("no picture")
-    (folder / "empty.bmp").touch()
-    Image.fromarray(rng.random((4, 4)).astype(np.float32)).save(folder / "deep.tif")
-    (folder / "deep.tif").rename(folder / "deep.png")
-    (folder / "notes.txt").write_text("not an input")
-    (folder / ".hidden.png").write_text("not an input")
-    return folder
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory):
+    """The ugly folder, which the command never touches, and what becomes of its pictures."""
+    path = tmp_path_factory.mktemp("ugly")
+    return path, ugly(path)
 
 
 def tree(folder):
@@ -85,83 +60,133 @@ def tree(folder):
             for p in sorted(pathlib.Path(folder).rglob("*")) if p.is_file()}
 
 
-def test_a_folder_of_awkward_files(ugly, model, tmp_path):
-    before, out = tree(ugly), tmp_path / "out"
-    result = run("enhance", ugly, "-o", out, "--model", model)
-    assert result.returncode == 1
-    assert result.stdout.splitlines()[-1].startswith("9 enhanced, 4 failed")
-    lines = result.stderr.splitlines()
-    assert len(lines) == len(BAD) and all(line.startswith("error: ") for line in lines), lines
-    for name in BAD:
-        assert sum(name in line for line in lines) == 1
-    assert tree(ugly) == before  # inputs are not touched
+def here(*arguments):
+    """The command without a process of its own."""
+    return cli.main(["lljax", *map(str, arguments)])
 
-    expected = {"odd.png": ("PNG", "RGB", (61, 97)), "dot.bmp": ("BMP", "RGB", (1, 1)),
-                "grey.jpg": ("JPEG", "L", (40, 30)), "alpha.png": ("PNG", "RGBA", (33, 20)),
-                "palette.png": ("PNG", "RGB", (33, 20)), "turned.jpg": ("JPEG", "RGB", (32, 64)),
-                "UPPER.JPG": ("JPEG", "RGB", (25, 26)),
-                os.path.join("sub", "deeper", "cmyk.tif"): ("TIFF", "RGB", (19, 18)),
-                os.path.join("sub", "grey16.png"): ("PNG", "I;16", (9, 7))}
-    assert set(tree(out)) == set(expected)
-    for name, (form, mode, size) in expected.items():
+
+def stored(path):
+    """(mode, bits a channel) of a file, as its header says."""
+    with Image.open(path) as image:
+        bits = 8
+        if image.format == "PNG":
+            bits = path.read_bytes()[24]
+        if image.format == "TIFF":
+            (bits,) = set(image.tag_v2[258])
+        return image.mode, bits
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")  # Pillow notes what is damaged
+def test_the_ugly_folder(filled, model, tmp_path, capsys):
+    """What becomes of each file: size, mode, depth, format, metadata; what is named."""
+    source, expected = filled
+    before, out = tree(source), tmp_path / "out"
+    assert here("enhance", source, "-o", out, "--model", model, "--json",
+                tmp_path / "done.json") == 1
+    assert tree(source) == before
+    bad = {name: one.error for name, one in expected.items() if one.error}
+    good = {name: one for name, one in expected.items() if not one.error}
+    said = capsys.readouterr()
+    assert said.out.startswith(f"{len(good)} enhanced, {len(bad)} failed; in {out}; ")
+    clip = source / "sub" / "clip.MP4"
+    assert said.out.endswith(
+        f"; 1 video left, give it by name: {clip}; 1 other file left\n")
+    lines = said.err.splitlines()
+    assert len(lines) == len(bad)
+    for name, message in bad.items():
+        (line,) = [line for line in lines if str(source / name) in line]
+        assert line.startswith("error: ") and re.search(message, line)
+    summary = json.loads((tmp_path / "done.json").read_text())
+    assert summary["left"] == {"videos": [str(clip)], "others": 1}
+    assert {file["input"] for file in summary["files"]} == {str(source / name) for name in expected}
+
+    assert set(tree(out)) == {images.output_name(name) for name in good}
+    for name, wanted in good.items():
+        target = out / images.output_name(name)
+        low, made = images.read(source / name), images.read(target)
+        assert made.format == wanted.form == images.FORMATS[target.suffix.lower()], name
+        assert made.pixels.shape == (*wanted.size[::-1], 3), name
+        mode, bits = stored(target)
+        assert bits == wanted.bits and made.pixels.dtype == f"uint{bits}", name
+        modes = {(False, False): ("RGB", "P"), (False, True): ("RGBA",),
+                 (True, False): ("I;16",) if bits == 16 else ("L",),
+                 # Pillow shows a 16-bit grey PNG with alpha as colour.
+                 (True, True): ("LA",) if bits == 8 else ("LA", "RGBA")}
+        assert mode in modes[wanted.grey, wanted.alpha], name
+        np.testing.assert_array_equal(made.alpha, low.alpha, name)
+        assert (made.icc, made.exif, made.xmp, made.text) == (
+            low.icc, low.exif, low.xmp, low.text), name
+        with Image.open(target) as image:
+            assert image.size == wanted.size and image.getexif().get(0x0112, 1) == 1, name
+        old, new = (images.to_float(one.pixels) for one in (low, made))
+        if name != "bits.png":  # black and white stay what they are
+            assert new.mean() > 1.1 * old.mean(), name
+        if min(old.std(), old.size / 300) > 0.05:  # the same picture, the same way up
+            assert np.corrcoef(old.ravel(), new.ravel())[0, 1] > 0.6, name
+    for orientation in range(1, 9):
+        with Image.open(out / f"turned_{orientation}.jpg") as image:
+            assert image.getexif()[0x010F] == "Maker" and image.info["icc_profile"] == PROFILE
+            assert image.info["dpi"] == (300, 300)
+    for name in ("said.jpg", "said.png", "said.tif", "said.webp", "said.avif", "deep_said.png"):
         with Image.open(out / name) as image:
-            assert (image.format, image.mode, image.size) == (form, mode, size), name
-            assert image.getexif().get(0x0112, 1) == 1
-            bright = np.asarray(image.convert("RGB")).mean() if mode != "I;16" else None
-        if bright is not None:
-            with Image.open(ugly / name) as image:
-                assert bright > 1.2 * np.asarray(image.convert("RGB")).mean(), name
-    assert Image.open(out / "alpha.png").getextrema()[3] == (120, 120)
+            said = b'tiff:Orientation="1"' if image.format != "TIFF" else b""  # Pillow takes it out
+            assert image.info["xmp"] == XMP.replace(b'tiff:Orientation="6"', said), name
+    with Image.open(out / "said.png") as image:
+        assert {key: image.text[key] for key in TEXT} == TEXT
 
     first = tree(out)
-    again = run("enhance", ugly, "-o", out, "--model", model)
-    assert again.returncode == 1 and again.stdout.startswith("0 enhanced, 13 failed")
-    assert again.stderr.count("exists already; --overwrite") == 9
-    assert tree(out) == first
-    over = run("enhance", ugly, "-o", out, "--model", model, "--overwrite", "--quiet")
-    assert over.stdout.startswith("9 enhanced, 4 failed")
+    assert here("enhance", source, "-o", out, "--model", model) == 1
+    said = capsys.readouterr()
+    assert said.out.startswith(f"0 enhanced, {len(expected)} failed")
+    assert said.err.count("exists already; --overwrite") == len(good) and tree(out) == first
+    here("enhance", source, "-o", out, "--model", model, "--overwrite", "--quiet")
     assert tree(out) == first  # the same seed gives the same bytes
 
 
-def test_one_file_to_one_file(ugly, model, tmp_path):
-    result = run("enhance", ugly / "UPPER.JPG", "-o", tmp_path / "b.png", "--model", model,
+def test_one_file_to_one_file(filled, model, tmp_path):
+    source, _ = filled
+    result = run("enhance", source / "UPPER.JPG", "-o", tmp_path / "b.png", "--model", model,
                  module=False)
     assert result.returncode == 0 and result.stderr == ""
     with Image.open(tmp_path / "b.png") as image:
-        assert (image.format, image.size) == ("PNG", (25, 26))
+        assert (image.format, image.size) == ("PNG", (19, 13))
 
 
-def test_an_output_folder_inside_the_input_is_no_input(ugly, model):
+def test_an_output_folder_inside_the_input_is_no_input(two, model, capsys):
     for _ in range(2):
-        run("enhance", ugly / "sub", "-o", ugly / "sub" / "out", "--model", model, "--overwrite")
-    assert set(tree(ugly / "sub" / "out")) == {"grey16.png", os.path.join("deeper", "cmyk.tif")}
+        assert here("enhance", two, "-o", two / "out", "--model", model, "--overwrite") == 0
+        (two / "out" / "notes.txt").touch()
+    assert set(tree(two / "out")) == {"a.png", os.path.join("sub", "b.png"), "notes.txt"}
+    assert " left" not in capsys.readouterr().out
 
 
-def test_heic_and_raw_get_suffixes_that_can_be_written(ugly, tmp_path):
-    for name in ("IMG_1.HEIC", "IMG_1.CR2", "IMG_2.nef"):
-        (ugly / "sub" / name).touch()
-    jobs = folder.plan([str(ugly / "sub")], str(tmp_path / "out")).jobs
+def test_heic_and_raw_get_suffixes_that_can_be_written(tmp_path):
+    source = tmp_path / "in"
+    source.mkdir()
+    for name in ("IMG_1.HEIC", "IMG_1.CR2", "IMG_2.nef", "a.tif", "b.png"):
+        (source / name).touch()
+    jobs = folder.plan([str(source)], str(tmp_path / "out")).jobs
     names = {os.path.basename(job.file): os.path.basename(job.target) for job in jobs}
     assert names == {"IMG_1.HEIC": "IMG_1.jpg", "IMG_1.CR2": "IMG_1.tif", "IMG_2.nef": "IMG_2.tif",
-                     "cmyk.tif": "cmyk.tif", "grey16.png": "grey16.png"}
-    (ugly / "sub" / "IMG_1.jpg").touch()  # as a phone puts it beside its HEIC
-    planned = folder.plan([str(ugly / "sub")], str(tmp_path / "out"))
+                     "a.tif": "a.tif", "b.png": "b.png"}
+    (source / "IMG_1.jpg").touch()  # as a phone puts it beside its HEIC
+    planned = folder.plan([str(source)], str(tmp_path / "out"))
     assert "IMG_1.jpg" in {os.path.basename(job.file) for job in planned.jobs}
     ((job, message),) = planned.refused
     assert os.path.basename(job.file) == "IMG_1.HEIC" and "by itself, into another" in message
-    (ugly / "sub" / "IMG_1.jpg").unlink()
-    replaced = folder.plan([str(ugly / "sub")], None)
+    (source / "IMG_1.jpg").unlink()
+    replaced = folder.plan([str(source)], None)
     assert len(replaced.jobs) == 2 and len(replaced.refused) == 3
     assert all("cannot be replaced, its format is not written" in message
                for _, message in replaced.refused)
 
 
-def test_maps_beside_the_results(ugly, model, tmp_path):
-    before, plain, out = tree(ugly), tmp_path / "plain", tmp_path / "out"
-    run("enhance", ugly, "-o", plain, "--model", model)
-    done = run("enhance", ugly, "-o", out, "--model", model, "--save-maps")
-    assert done.returncode == 1 and done.stdout.startswith("9 enhanced, 4 failed")
-    assert tree(ugly) == before
+def test_maps_beside_the_results(filled, model, tmp_path, capsys):
+    source = filled[0] / "sub"
+    plain, out = tmp_path / "plain", tmp_path / "out"
+    here("enhance", source, "-o", plain, "--model", model)
+    assert here("enhance", source, "-o", out, "--model", model, "--save-maps") == 1
+    assert "5 enhanced, 1 failed" in capsys.readouterr().out.splitlines()[-1]
     maps = {f"{os.path.splitext(name)[0]}_curves.png": name for name in tree(plain)}
     assert set(tree(out)) == set(tree(plain)) | set(maps)
     for name, content in tree(plain).items():
@@ -171,65 +196,34 @@ def test_maps_beside_the_results(ugly, model, tmp_path):
             assert (image.format, image.mode, image.size) == ("PNG", "RGB", enhanced.size)
             assert np.asarray(image).mean() > 150  # these curves brighten
 
-    (out / "odd.png").unlink()
-    again = run("enhance", ugly / "odd.png", "-o", out, "--model", model, "--save-maps")
-    assert again.returncode == 1 and "odd_curves.png exists already" in again.stderr
-    assert not (out / "odd.png").exists()
-    single = run("enhance", ugly / "odd.png", "-o", out / "odd.png", "--model", model,
-                 "--save-maps", "--overwrite")
-    assert single.returncode == 0 and tree(out)["odd.png"] == tree(plain)["odd.png"]
 
-
-def test_maps_take_nobodys_place(ugly, model, tmp_path):
-    shutil.copy(ugly / "odd.png", ugly / "turned_Curves.png")  # on many systems the same name
-    shutil.copy(ugly / "odd.png", ugly / "odd.jpg")
-    before = tree(tmp_path)
-    cases = [
-        ((ugly / "turned.jpg", ugly / "turned_Curves.png", "-o", tmp_path / "out"),
-         "both a map of", "and the result of"),
-        ((ugly / "odd.jpg", ugly / "odd.png", "-o", tmp_path / "out"),
-         f"a map of {ugly / 'odd.png'} and a map of {ugly / 'odd.jpg'}"),
-        ((ugly / "turned_Curves.png", "-o", ugly / "turned.png", "--overwrite"),
-         f"a map of {ugly / 'turned_Curves.png'} and an input"),
-    ]
-    for arguments, *messages in cases:
-        done = run("enhance", *arguments, "--model", model, "--save-maps")
-        assert done.returncode == 2 and done.stderr.count("\n") == 1, done
-        assert all(message in done.stderr for message in messages), done.stderr
-        assert tree(tmp_path) == before
-
-
-def test_mistakes_are_one_line_before_any_work(ugly, model, tmp_path):
+def test_an_interrupted_run_with_maps_goes_on(two, model, tmp_path, capsys):
+    """Maps without their result are an unfinished run's, if lljax made them."""
     out = tmp_path / "out"
-    one = ugly / "odd.png"
-    (tmp_path / "other").mkdir()
-    shutil.copy(one, tmp_path / "other" / "ODD.png")
-    cases = [
-        (("enhanse", one), 'Did you mean "enhance"'),
-        (("enhance", one, "-o", out, "--modle", model), 'Did you mean "--model"'),
-        (("enhance", one), "-o/--output"),
-        (("enhance", one, tmp_path / "missing.png", "-o", out, "--model", model), "missing.png"),
-        (("enhance", one, "-o", out, "--model", "nothing"), "nothing"),
-        (("enhance", one, "-o", out, "--model", one), "lljax convert"),
-        (("enhance", one, tmp_path / "other", "-o", out, "--model", model), "both be written"),
-        (("enhance", ugly, "-o", ugly, "--model", model, "--overwrite"), "same folder"),
-        (("enhance", tmp_path / "other", one, "-o", one, "--model", model), "is a file"),
-        (("enhance", out.parent / "none", "-o", out, "--model", model), "none"),
-        (("enhance", one, "-o", out, "--save-map", "--model", model), 'Did you mean "--save-maps"'),
-        (("enhance", one, "-o", one / "in", "--model", model), "choose another -o"),
-        (("convert", "zerodse", one, "-o", tmp_path / "x.safetensors"), 'Did you mean "zerodce"'),
-    ]
-    before = tree(tmp_path)
-    for arguments, message in cases:
-        result = run(*arguments)
-        assert result.returncode == 2, (arguments, result)
-        assert result.stderr.count("\n") == 1 and message in result.stderr, result.stderr
-    assert tree(tmp_path) == before and not out.exists()
+    command = ("enhance", two, "-o", out, "--model", model, "--save-maps")
+    assert here(*command) == 0
+    whole = tree(out)
+    (out / "a.png").unlink()
+    (out / "sub" / "b.png").unlink()
+    shutil.copy(two / "a.png", out / "sub" / "b_curves.png")  # somebody else's
+    capsys.readouterr()
+    assert here(*command) == 1  # by default nothing that exists is replaced
+    assert capsys.readouterr().err.count("_curves.png exists already") == 2
+    assert here(*command, "--skip-existing") == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "b_curves.png exists already; --overwrite" in error
+    assert tree(out) == {**{name: whole[name] for name in ("a.png", "a_curves.png")},
+                         "sub/b_curves.png": (two / "a.png").read_bytes()}
+    assert here(*command, "--overwrite") == 0 and tree(out) == whole
 
-
-def here(*arguments):
-    """The command without a process of its own."""
-    return cli.main(["lljax", *map(str, arguments)])
+    # A result of what was once a map is nobody's map.
+    shutil.copy(out / "a_curves.png", two)
+    assert here("enhance", two / "a_curves.png", "-o", tmp_path / "of", "--model", model) == 0
+    shutil.copy(two / "a.png", two / "sub" / "c.png")
+    shutil.copy(tmp_path / "of" / "a_curves.png", out / "sub" / "c_curves.png")
+    assert here("enhance", two / "sub", "-o", out / "sub", "--model", model, "--save-maps",
+                "--skip-existing") == 1
+    assert "c_curves.png exists already" in capsys.readouterr().err
 
 
 @pytest.fixture
@@ -240,6 +234,94 @@ def two(tmp_path):
     for name in ("a.png", "sub/b.png"):
         Image.fromarray(rng.integers(0, 90, (64, 64, 3)).astype(np.uint8)).save(folder / name)
     return folder
+
+
+def test_maps_take_nobodys_place(two, model, tmp_path):
+    shutil.copy(two / "a.png", two / "b_Curves.png")  # on many systems the same name
+    shutil.copy(two / "a.png", two / "a.jpg")
+    before = tree(tmp_path)
+    cases = [
+        ((two / "sub" / "b.png", two / "b_Curves.png", "-o", tmp_path / "out"),
+         "both a map of", "and the result of"),
+        ((two / "a.jpg", two / "a.png", "-o", tmp_path / "out"),
+         f"a map of {two / 'a.png'} and a map of {two / 'a.jpg'}"),
+        ((two / "b_Curves.png", "-o", two / "b.png", "--overwrite"),
+         f"a map of {two / 'b_Curves.png'} and an input"),
+    ]
+    for arguments, *messages in cases:
+        with pytest.raises(InputError) as error:
+            here("enhance", *arguments, "--model", model, "--save-maps")
+        assert all(message in str(error.value) for message in messages), error.value
+        assert "\n" not in str(error.value)
+        shutil.rmtree(tmp_path / "out", ignore_errors=True)  # made, empty
+        assert tree(tmp_path) == before
+
+
+def test_mistakes_are_one_line_before_any_work(two, model, tmp_path):
+    out = tmp_path / "out"
+    one = two / "a.png"
+    (tmp_path / "other").mkdir()
+    shutil.copy(one, tmp_path / "other" / "A.png")
+    (tmp_path / "videos").mkdir()
+    (tmp_path / "videos" / "clip.mkv").touch()
+    cases = [
+        (("enhanse", one), 'Did you mean "enhance"'),
+        (("enhance", one, "-o", out, "--modle", model), 'Did you mean "--model"'),
+        (("enhance", one), "-o/--output"),
+        (("enhance", one, tmp_path / "missing.png", "-o", out, "--model", model), "missing.png"),
+        (("enhance", one, "-o", out, "--model", "nothing"), "nothing"),
+        (("enhance", one, "-o", out, "--model", one), "lljax convert"),
+        (("enhance", one, tmp_path / "other", "-o", out, "--model", model), "both be written"),
+        (("enhance", two, "-o", two, "--model", model, "--overwrite"), "same folder"),
+        (("enhance", tmp_path / "other", one, "-o", one, "--model", model), "is a file"),
+        (("enhance", out.parent / "none", "-o", out, "--model", model), "none"),
+        (("enhance", one, "-o", out, "--save-map", "--model", model), 'Did you mean "--save-maps"'),
+        (("enhance", one, "-o", one / "in", "--model", model), "choose another -o"),
+        (("enhance", one, "-o", f"{out}.jpge"), f'".jpge", did you mean ".jpg"? '
+         f"(a folder of that name is written {out}.jpge{os.sep})"),
+        (("enhance", one, "-o", f"{out}.HEIC"), f"not written as .heic; write e.g. {out}.jpg"),
+        (("enhance", one, "-o", f"{out}.mp4"), f"not written as .mp4; write e.g. {out}.jpg"),
+        (("enhance", tmp_path / "videos", "-o", out), "no pictures there but videos, give them"),
+        (("enhance", one, tmp_path / "videos" / "clip.mkv", "-o", out),
+         f"{tmp_path / 'videos' / 'clip.mkv'} is a video and {one} is none; enhance videos and"),
+        (("convert", "zerodse", one, "-o", tmp_path / "x.safetensors"), 'Did you mean "zerodce"'),
+    ]
+    before = tree(tmp_path)
+    for arguments, message in cases:
+        with pytest.raises(InputError) as error:
+            here(*arguments)
+        assert message in str(error.value) and "\n" not in str(error.value), arguments
+    assert tree(tmp_path) == before and not out.exists()
+    result = run(*cases[0][0])
+    assert result.returncode == 2 and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: ") and result.stdout == ""
+
+
+def test_a_folder_with_a_pictures_suffix_ends_in_a_slash(two, tmp_path):
+    for name in (f"{tmp_path / 'out.jpge'}{os.sep}", str(tmp_path / "2024.05")):
+        (job,) = folder.plan([str(two / "a.png")], name).jobs
+        assert job.target == os.path.join(name, "a.png")
+
+
+def test_a_folder_that_cannot_be_searched_does_not_cost_the_others(two, model, tmp_path, capsys,
+                                                                   monkeypatch):
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.fspath(path) == str(two / "sub"):
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # the tests may run as root, who may read all
+    assert here("enhance", two, "-o", tmp_path / "out", "--model", model, "--json",
+                tmp_path / "done.json") == 1
+    said = capsys.readouterr()
+    assert said.err.startswith(f"error: {two / 'sub'}: cannot be searched (Permission denied); ")
+    assert said.err.count("\n") == 1 and said.out.startswith("1 enhanced, 1 failed")
+    assert set(tree(tmp_path / "out")) == {"a.png"}
+    (failed,) = [file for file in json.loads((tmp_path / "done.json").read_text())["files"]
+                 if file["error"]]
+    assert failed["input"] == str(two / "sub") and failed["output"] is None
 
 
 def pixels(path):
@@ -337,11 +419,15 @@ def test_the_summary_for_programs(two, model, tmp_path, capsys):
 def test_in_place(two, model, tmp_path, capsys):
     (two / "c.png").write_text("no picture")
     (two / "link.png").symlink_to(two / "a.png")
+    (two / "gone.png").symlink_to("nothing.png")
     (two / "a.png").chmod(0o640)
     here("enhance", two, "-o", tmp_path / "out", "--model", model)
     before = tree(two)
     assert here("enhance", two, two / "a.png", "--in-place", "--model", model) == 1
-    assert "2 enhanced, 1 failed; in place" in capsys.readouterr().out
+    said = capsys.readouterr()
+    assert "2 enhanced, 2 failed; in place" in said.out
+    assert "gone.png: cannot be replaced, it is a link to nothing.png, which does not exist" in (
+        said.err)
     after = tree(two)
     assert set(after) == set(before) and after["c.png"] == before["c.png"]
     assert (two / "link.png").is_symlink() and (two / "a.png").stat().st_mode & 0o777 == 0o640
@@ -449,30 +535,47 @@ def test_streams_that_cannot_be(arguments, message):
         here("enhance", *arguments)
 
 
-def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
-    """At most a few pictures are read and not yet written."""
-    for i in range(30):
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, monkeypatch, ahead):
+    """However many there are, few are alive: waiting, worked on, or being written."""
+    for i in range(40):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{i}.png")
     (tmp_path / "out").mkdir()
     jobs = folder.plan([str(tmp_path)], str(tmp_path / "out")).jobs
-    count = {"read": 0, "written": 0, "most": 0}
-    real_read, real_write = images.read, images.write
+    made, counts, real = [], [], images.read
 
-    def read(*arguments):
-        count["read"] += 1
-        count["most"] = max(count["most"], count["read"] - count["written"])
-        return real_read(*arguments)
+    def read(path):
+        picture = real(path)
+        made.append(weakref.ref(picture.pixels))
+        return picture
 
-    def write(*arguments):
-        real_write(*arguments)
-        count["written"] += 1
+    def work(picture):
+        result = dataclasses.replace(picture, pixels=picture.pixels + 1)
+        made.append(weakref.ref(result.pixels))
+        counts.append(sum(pixels() is not None for pixels in made))
+        return result, {}
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(images, "read", read)
-        patch.setattr(images, "write", write)
-        done = list(folder.run(jobs, lambda picture: (picture, {})))
-    assert [one.job for one in done] == jobs and len(done) == count["written"] == 30
-    assert count["most"] <= 3 * max(2, min(8, (os.cpu_count() or 1) // 2)) + 2
+    monkeypatch.setattr(images, "read", read)
+    done = list(folder.run(jobs, work, ahead))
+    assert [one.job for one in done] == jobs and len(counts) == 40
+    # The two at work, `ahead` read and `ahead` + 1 written; and each of the threads may still hold
+    # what it has just handed over.
+    assert max(counts) <= 2 + (2 * ahead + 1) + 2 * max(1, ahead)
+
+
+def test_labels_of_models(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a/run", "b/run", "b/other", "input", "zerodce"):
+        os.makedirs(name)
+    here_ = tmp_path.name
+    cases = {("a/run", "b/other/"): ["run", "other"],
+             ("a/run", str(tmp_path / "b" / "run")): ["a/run", "b/run"],
+             ("zerodcepp", "a/run"): ["zerodcepp", "run"],
+             ("input", "a/run"): [f"{here_}/input", "run"]}
+    for models, expected in cases.items():
+        assert folder.labels(models) == [name.replace("/", os.sep) for name in expected]
+    twice = folder.labels(["a/run", "./a/run"])  # one folder by two names
+    assert len(set(twice)) == 2 and all("run" in name for name in twice)
 
 
 def test_convert_says_what_it_wrote(tmp_path):

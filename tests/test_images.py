@@ -10,11 +10,11 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 from lljax import images
 from lljax.errors import InputError
-from tests.ugly import HEIC, PROFILE, chunk, dng, noise, png, tiff, ugly
+from tests.ugly import HEIC, PROFILE, TEXT, XMP, chunk, dng, noise, png, said, tiff, ugly
 
 
 def gradient(height=5, width=7, channels=3, top=256, dtype=np.uint8):
@@ -320,6 +320,70 @@ def test_metadata_is_kept_and_the_stale_thumbnail_is_not(tmp_path):
     assert not result.getexif().get_ifd(1)
 
 
+UPRIGHT = XMP.replace(b'"6"', b'"1"')
+
+
+@pytest.mark.parametrize("name", ["a.png", "deep.png", "a.tif", "a.jpg", "a.webp", "a.avif",
+                                  "a.gif", "a.bmp"])
+def test_xmp_and_text_go_where_they_can_be_held(tmp_path, name):
+    if name == "deep.png":
+        (tmp_path / "in.png").write_bytes(png(noise(bits=16), [c[:2] for c in said().chunks]))
+    else:
+        Image.fromarray(noise()).save(tmp_path / "in.png", pnginfo=said())
+    picture = images.read(tmp_path / "in.png")
+    assert picture.pixels.shape == (19, 13, 3)  # the XMP alone says that it is turned
+    images.write(tmp_path / name, picture)
+    with Image.open(tmp_path / name) as image:
+        image.load()
+        holds = name not in ("a.gif", "a.bmp")
+        assert image.info.get("xmp") == (UPRIGHT if holds else None)
+        texts = {key: value for key, value in getattr(image, "text", {}).items()
+                 if key != "XML:com.adobe.xmp"}
+        assert texts == (TEXT if name.endswith("png") else {})
+    again = images.read(tmp_path / name)  # not turned a second time
+    assert again.pixels.shape == picture.pixels.shape and again.text == texts
+    assert again.xmp == (UPRIGHT if holds else b"")
+
+
+def test_xmp_that_is_stale_damaged_or_too_long(tmp_path):
+    thumbnail = b"<xmp:Thumbnails><rdf:Alt>old\npicture</rdf:Alt></xmp:Thumbnails>"
+    cases = [(UPRIGHT + thumbnail + b" ", UPRIGHT + b" "), (UPRIGHT + b"\0", UPRIGHT),
+             (b"<tiff:Orientation>8</tiff:Orientation>", b"<tiff:Orientation>1</tiff:Orientation>"),
+             (b"\xff\xfe<\0", b"")]
+    for packet, kept in cases:
+        file = io.BytesIO()
+        Image.new("RGB", (3, 2)).save(file, "JPEG", xmp=packet)
+        assert images.read(file).xmp == kept
+    long = dataclasses.replace(images.Picture(noise()), xmp=UPRIGHT + b" " * 70000)
+    assert images.read(io.BytesIO(images.encode(long, "JPEG"))).xmp == b""  # JPEG has no room
+    assert images.read(io.BytesIO(images.encode(long, "PNG"))).xmp == long.xmp
+
+
+def test_long_text_can_be_read_again():
+    picture = images.Picture(noise(), text={"workflow": "node " * 300_000})
+    for each in (picture, dataclasses.replace(picture, pixels=noise(bits=16))):
+        assert images.read(io.BytesIO(images.encode(each, "PNG"))).text == picture.text
+
+
+@pytest.mark.parametrize("key", ["exif", "APP1"])
+def test_profiles_in_hexadecimal_text_become_what_they_are(tmp_path, key):
+    def digits(data):
+        return f"\nname\n{len(data):8}\n" + data.hex()
+
+    exif, info = Image.Exif(), PngImagePlugin.PngInfo()
+    exif[0x0112], exif[0x010F] = 6, "Maker"
+    info.add_text(f"Raw profile type {key}", digits(exif.tobytes()))
+    info.add_text("Raw profile type xmp", digits(XMP))
+    info.add_text("Raw profile type iptc", "kept")
+    Image.fromarray(noise()).save(tmp_path / "a.png", pnginfo=info)
+    picture = images.read(tmp_path / "a.png")
+    assert picture.text == {"Raw profile type iptc": "kept"} and picture.xmp == UPRIGHT
+    images.write(tmp_path / "b.png", picture)
+    with Image.open(tmp_path / "b.png") as image:
+        assert image.getexif()[0x010F] == "Maker" and image.getexif()[0x0112] == 1
+        assert image.size == picture.pixels.shape[1::-1]
+
+
 def test_a_cameras_multi_picture_file_is_its_first_picture(tmp_path):
     first = Image.new("RGB", (8, 8), (200, 30, 30))
     picture, result = roundtrip(tmp_path, first, "a.jpg", format="MPO", save_all=True,
@@ -366,6 +430,15 @@ def test_atomic_keeps_the_old_file_when_writing_fails(tmp_path):
     with images.atomic(path) as file:
         file.write(b"new")
     assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_name_as_long_as_the_system_allows(tmp_path):
+    path = tmp_path / ("n" * 251 + ".png")
+    for value in (1, 2):
+        images.write(path, images.Picture(np.full((2, 3, 3), value, np.uint8)))
+        assert images.read(path).pixels[0, 0, 0] == value and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(InputError, match="cannot be written .File name too long.$"):
+        images.write(tmp_path / ("n" * 252 + ".png"), images.Picture(noise()))
 
 
 def test_damaged_files_are_named(tmp_path):
@@ -542,6 +615,7 @@ def test_every_picture_of_the_ugly_folder(folder, tmp_path):
             assert abs(again.pixels.astype(int) - picture.pixels).mean() < 8, name
         np.testing.assert_array_equal(again.alpha, picture.alpha, name)
         assert (again.icc, again.exif) == (picture.icc, picture.exif), name
+        assert (again.xmp, again.text) == (picture.xmp, picture.text), name
         if picture.dpi and min(picture.dpi) > 1:
             np.testing.assert_allclose(again.dpi, picture.dpi, rtol=1e-3)
 
@@ -623,6 +697,35 @@ def test_find(tmp_path):
     assert images.find([tmp_path / "notes.txt"]) == [(str(tmp_path / "notes.txt"), "notes.txt")]
     with pytest.raises(InputError, match="nowhere"):
         images.find([tmp_path, tmp_path / "nowhere"])
+
+
+def test_search_tells_what_it_leaves(tmp_path, monkeypatch):
+    for name in ("a.png", "clip.MOV", "notes.txt", ".hidden.txt", "shut/b.png", "sub/c.png",
+                 "sub/none"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    scandir = os.scandir
+
+    def refuse(path):
+        if os.path.basename(path) == "shut":
+            raise PermissionError(13, "Permission denied", path)
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)  # the tests may run as root, who may read all
+    found = images.search([tmp_path])
+    assert [name for _, name in found.pictures] == ["a.png", os.path.join("sub", "c.png")]
+    assert found.videos == [str(tmp_path / "clip.MOV")]
+    assert found.others == [str(tmp_path / "notes.txt"), str(tmp_path / "sub" / "none")]
+    assert found.unread == [(str(tmp_path / "shut"), "Permission denied")]
+    with pytest.raises(InputError, match="shut: cannot be searched .Permission denied.; change"):
+        images.find([tmp_path])
+
+
+def test_a_link_to_nothing_is_called_that(tmp_path):
+    (tmp_path / "a.png").symlink_to("gone.png")
+    for function in (images.read, lambda path: images.find([path])):
+        with pytest.raises(InputError, match="a.png: a link to gone.png, which does not exist"):
+            function(tmp_path / "a.png")
 
 
 def test_pad_and_crop():

@@ -345,16 +345,21 @@ def test_a_missing_ffmpeg_is_named(monkeypatch, tmp_path):
         video.check(tmp_path / "out.mp4")
 
 
-@needs_ffmpeg
-def test_the_command(clip, tmp_path, capsys):
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
     config = config_lib.default("zerodce", "smoke")
     config.unlock()
     config.model.width = 4
     nets = method_lib.load(config).init(KEY, {"low": np.zeros((1, 8, 8, 3), np.float32)})
-    weights.save(tmp_path / "small.safetensors", config, nets, {"licence": "test"})
+    path = tmp_path_factory.mktemp("model") / "small.safetensors"
+    weights.save(path, config, nets, {"licence": "test"})
+    return str(path)
+
+
+@needs_ffmpeg
+def test_the_command(clip, model, tmp_path, capsys):
     out = tmp_path / "new" / "out.mp4"
-    command = ["lljax", "enhance", str(clip), "-o", str(out), "--model",
-               str(tmp_path / "small.safetensors"), "--quiet"]
+    command = ["lljax", "enhance", str(clip), "-o", str(out), "--model", model, "--quiet"]
     assert cli.main(command) == 0
     assert f"{FRAMES} frames of {WIDTH} x {HEIGHT}" in (said := capsys.readouterr().out)
     assert "1 enhanced, 0 failed" in said
@@ -362,8 +367,8 @@ def test_the_command(clip, tmp_path, capsys):
     before = out.read_bytes()
     assert cli.main(command) == 1  # the other files go on, and this one is not replaced
     assert "--overwrite replaces it" in capsys.readouterr().err and out.read_bytes() == before
-    with pytest.raises(InputError, match="one after the other"):
-        cli.main(["lljax", "enhance", str(clip), "picture.png", "-o", str(tmp_path / "x")])
+    with pytest.raises(InputError, match="in.mp4 is a video and picture.png is none.*one after"):
+        cli.main(["lljax", "enhance", "picture.png", str(clip), "-o", str(tmp_path / "x")])
     with pytest.raises(InputError, match="--smooth is for videos"):
         cli.main(["lljax", "enhance", "picture.png", "-o", "x", "--smooth", "3"])
 
@@ -382,3 +387,59 @@ def test_a_video_that_cannot_be_decoded_does_not_lose_the_others(clip, tmp_path,
     assert f"error: {odd}: FFmpeg has no decoder" in said.err
     with pytest.raises(InputError, match="strength is 'half'"):
         cli.main([*command, "--strength", "half"])
+
+
+@needs_ffmpeg
+def test_a_second_run_skips_and_both_are_summed_up(clip, model, tmp_path, capsys, monkeypatch):
+    text, out = tmp_path / "text.mp4", tmp_path / "out"
+    text.write_text("no video")
+    command = ["lljax", "enhance", str(clip), str(text), "-o", str(out), "--model", model,
+               "--quiet"]
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.main([*command, "--dry-run"]) == 0
+    said = capsys.readouterr()
+    assert f"{clip} -> {out / 'in.mp4'}\n" in said.out and "would enhance 2, skip 0" in said.out
+    assert sorted(tmp_path.rglob("*")) == before
+    assert cli.main([*command, "--json", "-"]) == 1
+    said = capsys.readouterr()
+    found = json.loads(said.out)  # and nothing else
+    assert "1 enhanced, 1 failed; in" in said.err and f"{FRAMES} frames of" in said.err
+    assert found["totals"] == {"enhanced": 1, "failed": 1, "skipped": 0}
+    assert found["control"] == {"strength": 1.0, "smooth": video.SMOOTH, "quality": None}
+    assert found["models"] == [model] and found["versions"] and found["seconds"]["run"] > 0
+    first, second = found["files"]
+    assert (first["input"], first["output"]) == (str(clip), str(out / "in.mp4"))
+    assert [first[key] for key in ("width", "height", "frames", "notes", "error", "skipped")] == [
+        WIDTH, HEIGHT, FRAMES, [], None, False]
+    assert "text.mp4" in second["error"] and second["width"] is None
+
+    made = (out / "in.mp4").stat().st_mtime_ns
+    assert cli.main([*command, "--skip-existing", "--json", str(out / "done.json")]) == 1
+    assert "0 enhanced, 1 skipped, 1 failed" in capsys.readouterr().out
+    found = json.loads((out / "done.json").read_text())
+    assert [file["input"] for file in found["files"] if file["skipped"]] == [str(clip)]
+    assert (out / "in.mp4").stat().st_mtime_ns == made
+    assert cli.main([*command, "--dry-run"]) == 1
+    assert "in.mp4 exists already; --overwrite replaces it" in capsys.readouterr().err
+    monkeypatch.setattr(weights, "load", None)  # with nothing to do no model is read
+    assert cli.main([command[0], command[1], str(clip), *command[4:], "--skip-existing"]) == 0
+
+
+def test_names_of_videos_that_cannot_be(tmp_path):
+    for name in ("a.mp4", "b.mkv", "other/A.mp4"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    a, b, other = (str(tmp_path / name) for name in ("a.mp4", "b.mkv", "other/A.mp4"))
+    out = str(tmp_path / "out")
+    for inputs, message in (
+            ([a, "-o", f"{out}.mp5"], 'unknown suffix ".mp5", did you mean ".mp4"'),
+            ([a, "-o", f"{out}.avi"], "a video is not written as .avi; write e.g. .*out.mp4"),
+            ([a, "-o", f"{out}.png"], "a video is not written as .png; write e.g. .*out.mp4"),
+            ([a, other, "-o", out], "would both be written to"), ([a, b, "-o", a], "is a file"),
+            ([a, "-o", str(tmp_path)], "same file; choose another output folder$"),
+            ([a, f"{out}.mkv", "-o", out], "no such file"),
+            ([a, "-o", out, "--skip-existing", "--overwrite"], "contradicts --overwrite"),
+            ([a, "-o", out, "--dry-run", "--json", "-"], "--dry-run writes nothing")):
+        with pytest.raises(InputError, match=message) as error:
+            cli.main(["lljax", "enhance", *inputs])
+        assert "\n" not in str(error.value) and not os.path.exists(out)

@@ -8,7 +8,7 @@ import struct
 import zlib
 
 import numpy as np
-from PIL import Image
+from PIL import Image, PngImagePlugin
 
 # Four colours in quarters, 64 x 48 pixels and turned by 90 degrees to 48 x 64: red is at the top
 # right. Made for this file.
@@ -26,6 +26,11 @@ gAQ/Gp7H81yO8KbIGJ5oo09FTJOMVsgYFsTZymyvSO+AzFEsExUA9sCHDP+4OtBu/kflIVWCZMSsDY5v
 AAAmARIAAwAAAAEABgAAAAAAAE1ha2VyAA==
 """)
 PROFILE = b"not a real profile, carried as it is"
+XMP = b"""<?xpacket begin="" id="W5M0MpCehiHzreSzNTczkc9d"?><x:xmpmeta xmlns:x="adobe:ns:meta/">
+<rdf:RDF xmlns:rdf="http://www.w3.org/1999/02/22-rdf-syntax-ns#"><rdf:Description
+ xmlns:tiff="http://ns.adobe.com/tiff/1.0/" tiff:Orientation="6" tiff:Make="Maker"/></rdf:RDF>
+</x:xmpmeta><?xpacket end="w"?>"""
+TEXT = {"Title": "a night", "Author": "Søren", "Comment": "夜"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +66,15 @@ def chunk(kind, data):
     """A chunk of a PNG."""
     return (struct.pack(">I", len(data)) + kind + data
             + struct.pack(">I", zlib.crc32(kind + data)))
+
+
+def said():
+    """`TEXT` and `XMP` as a PNG's chunks."""
+    info = PngImagePlugin.PngInfo()
+    for key, value in TEXT.items():
+        info.add_text(key, value)
+    info.add_itxt("XML:com.adobe.xmp", XMP)
+    return info
 
 
 def _filtered(rows, step):
@@ -221,6 +235,14 @@ def ugly(folder) -> dict[str, Expected]:
         save(f"turned_{orientation}.jpg", rgb, Expected("JPEG", size, lossless=False),
              exif=exif, icc_profile=PROFILE, dpi=(300, 300))
 
+    # The XMP says that they are turned, and no EXIF says anything.
+    for form, suffix in (("JPEG", "jpg"), ("WEBP", "webp"), ("AVIF", "avif")):
+        save(f"said.{suffix}", rgb, Expected(form, (13, 19), lossless=False), xmp=XMP)
+    save("said.png", rgb, Expected(size=(13, 19)), pnginfo=said())
+    put("said.tif", tiff(noise(), [(700, 1, XMP)]), Expected("TIFF", (13, 19)))
+    put("deep_said.png", png(noise(bits=16), [part[:2] for part in said().chunks]),
+        Expected(size=(13, 19), bits=16))
+
     save("really_png.jpg", rgb, Expected("JPEG", lossless=False), format="PNG")
     save("really_jpeg.png", rgb, Expected(), format="JPEG")
 
@@ -249,5 +271,6 @@ def ugly(folder) -> dict[str, Expected]:
     put("sub/planes.tif", tiff(noise(bits=16), [(284, 3, [2])]), Expected(error="separate planes"))
 
     (folder / "notes.txt").write_text("not an input")
+    (folder / "sub" / "clip.MP4").write_bytes(b"not an input: its name is a video's")
     (folder / ".hidden.png").write_text("not an input")
     return found

@@ -10,22 +10,27 @@ import json
 import os
 import sys
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from lljax import images
+from lljax import errors, images
 from lljax.errors import InputError
 from lljax.inference import control as control_lib
+from lljax.inference import video
 from lljax.inference.enhancer import Enhancer
 
 STREAM = "-"  # standard input or output in place of a file
 CELL = 640  # px, longest side of a picture in a sheet
 _MADE_BY = "lljax enhance"
+_IN_PLACE = ", or --in-place (without -o) to replace the pictures"
+_INPUT = "input"  # its name in a sheet
+_MAP = "map"  # the mark of a map's file
 
 
 class Job(NamedTuple):
@@ -51,12 +56,17 @@ class Plan(NamedTuple):
     Attributes:
       jobs: to do.
       skipped: not to do, their results are there.
-      refused: (job, message) of those that cannot be done.
+      refused: (job, message) of those that cannot be done. A folder that cannot be searched is
+        one without a target ("").
+      videos: files that have to be given by name, because folders are searched for pictures.
+      others: files in the folders that are neither.
     """
 
     jobs: list[Job]
     skipped: list[Job]
     refused: list[tuple[Job, str]]
+    videos: Sequence[str] = ()
+    others: Sequence[str] = ()
 
 
 class Done(NamedTuple):
@@ -67,12 +77,14 @@ class Done(NamedTuple):
       size: (width, height) of the picture in px, None if it could not be read.
       seconds: spent on it: reading, work and writing, without waiting for other pictures.
       error: what went wrong, or None.
+      more: to be said of it in a summary.
     """
 
     job: Job
     size: tuple[int, int] | None
     seconds: float
     error: str | None
+    more: Mapping[str, Any] = MappingProxyType({})
 
 
 Work = Callable[[images.Picture], tuple[images.Picture, dict[str, images.Picture]]]
@@ -93,10 +105,53 @@ def plan(inputs: Sequence[str], output: str | None, existing: str = "refuse",
     """
     if STREAM in inputs and len(inputs) > 1:
         raise InputError("- stands for standard input; enhance other pictures without it")
-    found = [(STREAM, STREAM)] if list(inputs) == [STREAM] else images.find(inputs)
-    jobs, refused = _targets(inputs, found, output, sheets)
-    if output is None:
-        return Plan(jobs, [], refused)
+    found = (images.Found([(STREAM, STREAM)]) if list(inputs) == [STREAM] else
+             images.search(inputs))
+    unread = [(Job(folder, ""), images.unsearched(folder, reason))
+              for folder, reason in found.unread]
+    if output is not None:  # results of an earlier run are no inputs
+        found = _outside(found, inputs, output)
+    jobs, refused = _targets(inputs, found.pictures, output, sheets)
+    refused += unread
+    if not jobs and not refused:
+        raise InputError(f"{', '.join(inputs)}: no pictures there " + (
+            f"but videos, give them by name: {found.videos[0]}" if found.videos else
+            f"({', '.join(sorted(images.READABLE))})"))
+    planned = Plan(jobs, [], refused)
+    if output is not None:
+        planned = _settled(jobs, refused, existing, _IN_PLACE)
+    return planned._replace(videos=found.videos, others=found.others)
+
+
+def plan_videos(inputs: Sequence[str], output: str, existing: str = "refuse") -> Plan:
+    """What enhancing videos will write.
+
+    Args:
+      inputs: video files.
+      output: folder, for one input file also a video file.
+      existing: as of `plan`.
+
+    Raises:
+      InputError: a missing one; two that would be written to one file, or one onto itself.
+    """
+    found = images.search(inputs).pictures  # files that are named are taken whatever they are
+    if len(found) == 1 and _is_file(output, video.FORMATS, "video", ".mp4"):
+        return _settled([Job(found[0][0], output)], [], existing)
+    _check_folder(output, "videos")
+    jobs = [Job(file, os.path.join(output, name)) for file, name in found]
+    return _settled(list(dict.fromkeys(jobs)), [], existing)
+
+
+def _settled(jobs: list[Job], refused: list[tuple[Job, str]], existing: str,
+             instead: str = "") -> Plan:
+    """A plan in which no two jobs have one target, none its own file, and old results stay.
+
+    Args:
+      jobs: may be changed.
+      refused: may be changed.
+      existing: as of `plan`.
+      instead: what may be done rather than give a result its input's name.
+    """
     owner: dict[str, str] = {}
     # Those that keep their suffix come first: IMG_1.HEIC gives way to the IMG_1.JPG beside it.
     for job in sorted(jobs, key=_renamed):
@@ -113,7 +168,7 @@ def plan(inputs: Sequence[str], output: str | None, existing: str = "refuse",
             continue
         if os.path.realpath(job.file) == os.path.realpath(job.target):
             raise InputError(f"{job.file}: input and output are the same file; choose another "
-                             "output folder, or --in-place (without -o) to replace the pictures")
+                             f"output folder{instead}")
     todo, there = [], []
     for job in jobs:
         exists = job.target != STREAM and os.path.lexists(job.target)
@@ -125,6 +180,22 @@ def plan(inputs: Sequence[str], output: str | None, existing: str = "refuse",
         for job in there])
 
 
+def left(planned: Plan) -> str:
+    """What `Plan.videos` and `Plan.others` say, as the end of a line; empty if nothing."""
+    text = ""
+    if planned.videos:
+        names = ", ".join(planned.videos[:3]) + (", ..." if len(planned.videos) > 3 else "")
+        them = "them" if len(planned.videos) > 1 else "it"
+        text = f"; {_count(planned.videos, 'video')} left, give {them} by name: {names}"
+    if planned.others:
+        text += f"; {_count(planned.others, 'other file')} left"
+    return text
+
+
+def _count(things: Sequence, name: str) -> str:
+    return f"{len(things)} {name}{'s' * (len(things) != 1)}"
+
+
 def _renamed(job: Job) -> bool:
     """Whether the result has another suffix than its picture, whose format cannot be written."""
     (stem, suffix), (new_stem, new) = (os.path.splitext(os.path.basename(path))
@@ -134,36 +205,75 @@ def _renamed(job: Job) -> bool:
 
 def _targets(inputs: Sequence[str], found: Sequence[tuple[str, str]], output: str | None,
              sheets: bool) -> tuple[list[Job], list[tuple[Job, str]]]:
-    """The jobs of what was found, and what cannot be one: the only place that makes names."""
+    """The jobs of what was found, and what cannot be one."""
     single = (len(found) == 1 and len(inputs) == 1 and not os.path.isdir(inputs[0]))
     if output == STREAM:
         if not single:
             raise InputError("-o - writes one picture to standard output; give one input file")
         return [Job(found[0][0], STREAM)], []
     if output is None:
-        return _replaced(inputs, found, sheets)
-    suffix = os.path.splitext(output)[1].lower()
-    if single and suffix in images.FORMATS and not os.path.isdir(output):
+        return _replaced(found, sheets)
+    if single and _is_file(output, images.FORMATS, "picture", ".jpg"):
         return [Job(found[0][0], output)], []
     if inputs[0] == STREAM:
         raise InputError("a picture from standard input has no name: give -o a picture file, or "
                          "- for standard output")
-    if os.path.exists(output) and not os.path.isdir(output):
-        raise InputError(f"{output}: is a file; the output of several pictures is a folder")
+    _check_folder(output, "pictures")
     for path in inputs:
         if os.path.isdir(path) and os.path.realpath(path) == os.path.realpath(output):
             raise InputError(f"{path}: input and output are the same folder; choose another output "
-                             "folder, or --in-place (without -o) to replace the pictures")
-    inside = os.path.realpath(output) + os.sep  # results of an earlier run are no inputs
-    within = [os.path.realpath(path) + os.sep for path in inputs]
-    skip = any(inside.startswith(path) and inside != path for path in within)
-    jobs = [Job(file, os.path.join(output, _named(name, sheets))) for file, name in found
-            if not (skip and os.path.realpath(file).startswith(inside))]
+                             f"folder{_IN_PLACE}")
+    jobs = [Job(file, os.path.join(output, _named(name, sheets))) for file, name in found]
     # A file may be named twice, by itself and in its folder.
-    return _some(list(dict.fromkeys(jobs)), inputs), []
+    return list(dict.fromkeys(jobs)), []
 
 
-def _replaced(inputs: Sequence[str], found: Sequence[tuple[str, str]],
+def _outside(found: images.Found, inputs: Sequence[str], output: str) -> images.Found:
+    """What was found less what lies in an output folder inside an input folder."""
+    inside = os.path.realpath(output) + os.sep
+    within = [os.path.realpath(path) + os.sep for path in inputs]
+    if not any(inside.startswith(path) and inside != path for path in within):
+        return found
+
+    def apart(file):
+        return not os.path.realpath(file).startswith(inside)
+
+    return images.Found([pair for pair in found.pictures if apart(pair[0])],
+                        list(filter(apart, found.videos)), list(filter(apart, found.others)))
+
+
+def _is_file(output: str, known: Iterable[str], kind: str, usual: str) -> bool:
+    """Whether the output for one input is a file, and not a folder.
+
+    Args:
+      output: as given.
+      known: suffixes of such files.
+      kind: what they hold.
+      usual: one of them.
+
+    Raises:
+      InputError: its suffix is a misspelt one, or that of something else.
+    """
+    stem, suffix = os.path.splitext(output)
+    suffix = suffix.lower()
+    if os.path.isdir(output) or suffix in known:
+        return not os.path.isdir(output)
+    hint = f"(a folder of that name is written {output}{os.sep})"
+    if suffix in images.READABLE | images.VIDEOS:
+        raise InputError(f"{output}: a {kind} is not written as {suffix}; write e.g. "
+                         f"{stem}{usual} {hint}")
+    if suffix and (near := errors.nearest(suffix, known)):
+        raise InputError(f'{output}: unknown suffix "{suffix}", did you mean "{near}"? '
+                         f"{hint}")
+    return False
+
+
+def _check_folder(output: str, kind: str) -> None:
+    if os.path.exists(output) and not os.path.isdir(output):
+        raise InputError(f"{output}: is a file; the output of several {kind} is a folder")
+
+
+def _replaced(found: Sequence[tuple[str, str]],
               sheets: bool) -> tuple[list[Job], list[tuple[Job, str]]]:
     """The jobs that replace what was found, and those that would have to but cannot."""
     # A link stays one; its file is replaced, once, however often it is named.
@@ -171,21 +281,17 @@ def _replaced(inputs: Sequence[str], found: Sequence[tuple[str, str]],
     jobs, refused = [], []
     for target, file in reversed(files.items()):
         job = Job(file, target)
-        if _named(target, sheets) != target:
+        if (gone := images.dangling(file)) is not None:
+            refused.append((job, f"{file}: cannot be replaced, it is a link to {gone}, which does "
+                            "not exist"))
+        elif _named(target, sheets) != target:
             refused.append((job, f"{file}: cannot be replaced, its format is not written; give -o "
                             "a folder"))
         elif not os.access(target, os.W_OK):
             refused.append((job, f"{file}: cannot be replaced, it is read-only"))
         else:
             jobs.append(job)
-    return _some(jobs, inputs, refused), refused
-
-
-def _some(jobs: list[Job], inputs: Sequence[str], refused: Sequence = ()) -> list[Job]:
-    if not jobs and not refused:
-        raise InputError(f"{', '.join(inputs)}: no pictures there "
-                         f"({', '.join(sorted(images.READABLE))})")
-    return jobs
+    return jobs, refused
 
 
 def _named(name: str, sheet: bool) -> str:
@@ -215,13 +321,17 @@ def map_file(target: str, name: str) -> str:
     return f"{os.path.splitext(target)[0]}_{name}.png"
 
 
-def plan_maps(planned: Plan, names: Sequence[str], replace: bool) -> Plan:
+def plan_maps(planned: Plan, names: Sequence[str], existing: str) -> Plan:
     """A plan whose maps may be written, too.
+
+    A result is written after its maps, so maps without one are those of a run that was
+    interrupted. They bear a mark, and "skip" writes them again; files without it stay.
 
     Args:
       planned: of the results.
       names: the maps', see `Enhancer.drawn`.
-      replace: whether existing maps are replaced.
+      existing: what happens to a picture whose map exists: "refuse" it, "skip" (refuse it unless
+        lljax made the map) or "replace" the map.
 
     Raises:
       InputError: a map would take the place of an input, of a result or of another map.
@@ -240,12 +350,14 @@ def plan_maps(planned: Plan, names: Sequence[str], replace: bool) -> Plan:
             if other != mine:
                 raise InputError(f"{path} would be both {mine} and {other}; rename one picture, "
                                  "or enhance them one after the other into different folders")
-        if not replace and (there := [path for path in paths if os.path.exists(path)]):
+        there = [path for path in paths if os.path.lexists(path) and existing != "replace"
+                 and not (existing == "skip" and images.mark(path) == _MAP)]
+        if there:
             refused.append((job, f"{job.file}: {there[0]} exists already; --overwrite replaces "
                                  "it"))
         else:
             todo.append(job)
-    return Plan(todo, planned.skipped, refused)
+    return planned._replace(jobs=todo, refused=refused)
 
 
 def enhancing(enhancer: Enhancer, control: control_lib.Control, maps: bool = False) -> Work:
@@ -257,7 +369,8 @@ def enhancing(enhancer: Enhancer, control: control_lib.Control, maps: bool = Fal
             if control.tta:
                 enhanced = control_lib.average(enhancer, pixels)
             result = control_lib.mix(pixels, enhanced, control)
-            drawings = {name: images.drawing(value) for name, value in drawn.items()}
+            drawings = {name: dataclasses.replace(images.drawing(value), text={images.MARK: _MAP})
+                        for name, value in drawn.items()}
         else:
             result = control_lib.enhance(enhancer, pixels, control)
         return dataclasses.replace(picture, pixels=result), drawings
@@ -272,12 +385,31 @@ def comparing(enhancers: Mapping[str, Enhancer], control: control_lib.Control) -
       control: for all of them.
     """
     def work(picture):
-        shown = {"input": _rgb(picture)}
+        shown = {_INPUT: _rgb(picture)}
         for name, enhancer in enhancers.items():
             pixels = control_lib.enhance(enhancer, picture.pixels, control)
             shown[name] = _rgb(dataclasses.replace(picture, pixels=pixels))
         return images.Picture(sheet(shown), format="JPEG"), {}
     return work
+
+
+def labels(models: Sequence[str]) -> list[str]:
+    """Names of models for a sheet: the last part of a path, and more where that is not unique."""
+    parts = [os.path.abspath(model).split(os.sep) if os.path.exists(model) else [model]
+             for model in models]
+    depths = [1] * len(parts)
+    while True:
+        found = [os.sep.join(part[-depth:]) for part, depth in zip(parts, depths, strict=True)]
+        counts = Counter([_INPUT, *found])
+        longer = [i for i, name in enumerate(found)
+                  if counts[name] > 1 and depths[i] < len(parts[i])]
+        if not longer:
+            break
+        for i in longer:
+            depths[i] += 1
+    # One model by two names, or one that is called like the input.
+    return [f"{name} ({number})" if counts[name] > 1 else name
+            for number, name in enumerate(found, 1)]
 
 
 def _rgb(picture: images.Picture) -> Image.Image:
@@ -410,15 +542,15 @@ def summary(done: Sequence[Done], planned: Plan, **more: Any) -> dict[str, Any]:
       **more: said of the whole run, e.g. seed=0.
 
     Returns:
-      made_by, `more`, totals {enhanced, failed, skipped}, and files: [{input, output,
-      width, height, seconds, error, skipped}]; width, height, seconds and error are None where
-      there are none.
+      made_by, `more`, totals {enhanced, failed, skipped}, left {videos: [file], others: how many},
+      and files: [{input, output, width, height, seconds, error, skipped, and what `Done.more`
+      has}]; output, width, height, seconds and error are None where there are none.
     """
-    def entry(job, size=None, seconds=None, error=None, skipped=False):
+    def entry(job, size=None, seconds=None, error=None, more=MappingProxyType({}), skipped=False):
         width, height = size or (None, None)
-        return {"input": job.file, "output": job.target, "width": width, "height": height,
+        return {"input": job.file, "output": job.target or None, "width": width, "height": height,
                 "seconds": None if seconds is None else round(seconds, 4), "error": error,
-                "skipped": skipped}
+                "skipped": skipped, **more}
 
     files = [entry(*one) for one in done]
     files += [entry(job, error=error) for job, error in planned.refused]
@@ -427,6 +559,7 @@ def summary(done: Sequence[Done], planned: Plan, **more: Any) -> dict[str, Any]:
     return {"made_by": _MADE_BY, **more,
             "totals": {"enhanced": len(files) - failed - len(planned.skipped), "failed": failed,
                        "skipped": len(planned.skipped)},
+            "left": {"videos": list(planned.videos), "others": len(planned.others)},
             "files": files}
 
 
