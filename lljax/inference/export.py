@@ -10,6 +10,7 @@ exported that way; then a fixed size can be.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.util
 import logging
@@ -247,8 +248,9 @@ def _to_onnx(method: method_lib.Method, nets: dict[str, Any], size: Size,
 
 
 def _run(jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any]) -> list[Any]:
-    """Runs a traced program, with zeros put beside arrays of open sizes in place of `lax.pad`,
-    which jax2onnx 0.17 knows for fixed sizes only."""
+    """Runs a traced program in the words that jax2onnx 0.17 knows: arrays of open sizes are padded
+    by putting values beside them, and what is constant is computed here (jax2onnx does so in the
+    first program that a process converts only)."""
     values = dict(zip((*jaxpr.constvars, *jaxpr.invars), (*constants, *arguments), strict=True))
 
     def read(atom):
@@ -259,13 +261,20 @@ def _run(jaxpr: Any, constants: Sequence[Any], arguments: Sequence[Any]) -> list
         inner = step.params.get("jaxpr" if name in ("jit", "pjit") else "call_jaxpr")
         if inner is not None:  # of a jitted function or one with a derivative of its own
             results = _run(getattr(inner, "jaxpr", inner), getattr(inner, "consts", ()), given)
-        elif name == "pad" and not all(isinstance(side, int) for side in given[0].shape):
+        elif name == "pad" and not _fixed(given[0].shape):
             results = [_pad(*given, step.params["padding_config"])]
         else:
-            results = step.primitive.bind(*given, **step.params)
+            constant = (given and not any(isinstance(value, jax.core.Tracer) for value in given)
+                        and all(_fixed(result.aval.shape) for result in step.outvars))
+            with jax.ensure_compile_time_eval() if constant else contextlib.nullcontext():
+                results = step.primitive.bind(*given, **step.params)
             results = results if step.primitive.multiple_results else [results]
         values.update(zip(step.outvars, results, strict=True))
     return [read(atom) for atom in jaxpr.outvars]
+
+
+def _fixed(shape: Sequence[Any]) -> bool:
+    return all(isinstance(side, int) for side in shape)
 
 
 def _pad(x: Array, value: Array, config: Sequence[tuple[int, int, int]]) -> Array:
