@@ -22,6 +22,8 @@ import time
 import common
 from PIL import Image
 
+from lljax import weights
+
 
 def upload(port, body, headers):
     """One upload: (status, seconds to come again in, the answer)."""
@@ -93,13 +95,14 @@ def measure(port, pid, options):
     for thread in threads:
         thread.join()
     spent = time.perf_counter() - start
-    return {"clients": options.clients, "picture": f"{options.width}x{options.height}",
+    return {"model": options.model, "clients": options.clients,
+            "picture": f"{options.width}x{options.height}",
             "upload_kB": len(body) // 1000,
             "answers": {str(k): n for k, n in collections.Counter(answered).items()},
             "told_to_come_again": len(refused), "seconds": round(spent, 1),
             "median_seconds": round(sorted(seconds)[len(seconds) // 2], 1),
             "server_cpu_seconds": round(cpu(pid) - busy, 1), "peak_MiB_one_picture": before,
-            "peak_MiB": peak(pid)}
+            "peak_MiB": peak(pid), "load": round(os.getloadavg()[0], 1)}
 
 
 def main():
@@ -108,7 +111,7 @@ def main():
     parser.add_argument("--width", type=int, default=1200)
     parser.add_argument("--height", type=int, default=900)
     parser.add_argument("--once", action="store_true", help="take 503 for an answer")
-    parser.add_argument("--model", default="zerodce")
+    parser.add_argument("--model", default=weights.DEFAULT)
     parser.add_argument("serve", nargs="*", help="options of lljax serve, after --")
     options = parser.parse_args()
     command = [os.path.join(os.path.dirname(sys.executable), "lljax"), "serve", "--port", "0",

@@ -142,13 +142,14 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         "training gives the scores")
     add("--overwrite", action="store_true", help="replace an existing file")
 
-    add = command("export", _export, "Write a model as one program (StableHLO) that runs without "
-                  "lljax.").add_argument
+    add = command("export", _export, "Write a model as one program (StableHLO, ONNX, TensorFlow "
+                  "Lite) that runs without lljax.").add_argument
     add("model", metavar="NAME|WORKDIR|FILE", help="name from `lljax models`, workdir of a "
         "training, or .safetensors file")
-    add("-o", "--output", required=True, metavar="OUT.stablehlo", help="file to write")
+    add("-o", "--output", required=True, metavar="OUT",
+        help="file to write: .stablehlo, .onnx or .tflite")
     add("--size", metavar="HxW", help="pictures of this height and width only, e.g. 1080x1920; "
-        "default: of any")
+        "default: of any (.tflite needs it)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the "
         "model's config; may be repeated")
     add("--seed", type=int, default=0, metavar="N", help="of what a method draws (default: 0)")
@@ -525,15 +526,15 @@ def _export(options: argparse.Namespace) -> int:
             raise InputError(f"--size {options.size}: write HEIGHTxWIDTH, e.g. 1080x1920")
         size = (int(sides[0]), int(sides[1]))
     from lljax.inference import enhancer, export
-    export.check(options.output, options.overwrite)
+    export.check(options.output, size, options.overwrite)
     method, nets = enhancer.load_method(options.model, options.set)
     done = export.export(method, nets, options.output, size=size, seed=options.seed,
                          overwrite=options.overwrite)
     checked = " and ".join(f"{height} x {width}" for height, width in done.checked)
     what = "of any size, any number at once" if size is None else f"of {size[0]} x {size[1]}"
-    print(f"wrote {options.output}: {done.bytes / 1e6:.1f} MB, for pictures {what}, on "
-          f"{', '.join(export.PLATFORMS)}; checked against JAX on {checked}: largest difference "
-          f"{done.error:.1g} of [0, 1]")
+    print(f"wrote {options.output}: {done.bytes / 1e6:.2f} MB, for pictures {what}, on "
+          f"{done.runs}; checked against JAX on {checked}: largest difference {done.error:.1g} of "
+          "[0, 1]")
     return 0
 
 
