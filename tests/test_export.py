@@ -1,5 +1,6 @@
 """Exported programs give what the method gives, for any size, without lljax."""
 
+import dataclasses
 import importlib.util
 import subprocess
 import sys
@@ -174,6 +175,17 @@ def test_what_jax2onnx_does_not_convert_is_said(monkeypatch, curve, tmp_path):
         with pytest.raises(InputError, match=message):
             export.export(method, nets, tmp_path / "m.onnx", size=size)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_program_that_does_not_run_is_not_kept(monkeypatch, tmp_path):
+    def convert(method, nets, size, seed):
+        return 1, b"no program"
+
+    form = export._FORMATS[".stablehlo"]
+    monkeypatch.setitem(export._FORMATS, ".stablehlo", dataclasses.replace(form, convert=convert))
+    with pytest.raises(InputError, match="does not run the exported program") as raised:
+        export.export(Asking(), {}, tmp_path / "m.stablehlo", size=(6, 9))
+    assert "\n" not in str(raised.value) and not list(tmp_path.iterdir())
 
 
 def test_mistakes_are_named(curve, tmp_path):

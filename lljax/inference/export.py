@@ -114,7 +114,7 @@ def export(method: method_lib.Method, nets: dict[str, Any], target: str | os.Pat
         with open(temporary, "rb") as file:
             data = file.read()
         sizes = (size,) if size else ((unit + 37, 2 * unit + 5), (3 * unit + 2, unit + 19))
-        error = _difference(form.load(data), method, nets, unit, sizes, seed)
+        error = _difference(_loaded(form, data, target), method, nets, unit, sizes, seed)
         if not error <= _LIMIT:
             raise InputError(f"{target}: the exported program differs from JAX by {error:.2g} of "
                              f"[0, 1], more than {_LIMIT:g}; it was not kept")
@@ -209,7 +209,7 @@ def _line(error: Exception) -> str:
 
 def _unconverted(method: method_lib.Method, converter: str, size: Size,
                  error: Exception) -> InputError:
-    """What a converter of others raised: of any kind, since its parts are many."""
+    """What a converter of others raised, which may be of any kind."""
     return InputError(f"method {method.config.method}: {converter} does not convert it"
                       f"{'' if size else ' for any size'} ({type(error).__name__}: {_line(error)})"
                       f"{'' if size else '; give --size HxW'}")
@@ -330,6 +330,18 @@ def _load_tflite(data: bytes) -> Run:
         loaded.set_tensor(low["index"], pictures)
         loaded.invoke()
         return loaded.get_tensor(enhanced["index"])
+
+    return run
+
+
+def _loaded(form: _Format, data: bytes, target: str) -> Run:
+    """What runs the file, and says in one line if it cannot."""
+    def run(pictures):
+        try:
+            return form.load(data)(pictures)
+        except Exception as error:  # what others' programs raise may be of any kind
+            raise InputError(f"{target}: {form.runs} does not run the exported program, which was "
+                             f"not kept ({type(error).__name__}: {_line(error)})") from error
 
     return run
 
