@@ -417,6 +417,8 @@ def test_a_failed_variant_does_not_lose_the_others(pairs, tmp_path, capsys):
     (["--vary=loss.extra.weight=0,1"], "'extra' is not enabled"),
     (["--vary=loss.match.weight=0.5"], "nothing is varied"),
     (["--vary=seed=1,2"], "--seeds"),
+    (["--vary=eval.source=demo,pairs"], "scored on the same pictures"),
+    (["--vary=steps_per_call=1,much"], "'much' is not"),
     (["--vary=preset=slwo"], 'Did you mean "slow"'),
     ([VARY[0], VARY[0]], "given twice"),
     (["--mode=list"], "needs --vary"),
@@ -488,16 +490,26 @@ def test_a_question_says_which_of_its_variants_are_left_out(tmp_path, capsys):
         "nothing of what it changes\n")
 
 
-def test_a_slurm_job_takes_its_shares(pairs, tmp_path, capsys):
-    argv = ["lljax", "ablate", *command(pairs, tmp_path, *VARY, "--launch", "slurm",
-                                        "--tasks=3")[1:]]
+def test_the_baselines_value_is_one_of_those_varied(pairs, tmp_path):
+    """So that a setting of two values, one the baseline's, has its plot."""
+    variants, _ = planned(command(pairs, tmp_path, VARY[0]))
+    assert [variant.entries for variant in variants] == [
+        ("loss.match.weight=0.5",), ("loss.match.weight=2",)]
+
+
+def test_a_slurm_job_takes_its_shares(pairs, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    # a folder of a flag's name is no flag
+    argv = ["lljax", "ablate", *command(pairs, "launch", *VARY, "--launch", "slurm",
+                                        "--tasks=3")[1:], "--root", "launch"]
     assert cli.main(argv) == 0
-    path = tmp_path / "launch" / "ablation.sbatch"
+    path = tmp_path / "launch" / "launch" / "ablation.sbatch"
     assert str(path) in capsys.readouterr().out
     assert subprocess.run(["bash", "-n", path]).returncode == 0
     text = path.read_text()
     assert "--array=0-2" in text and '--share="$SLURM_ARRAY_TASK_ID/3"' in text
     assert "--launch" not in text and "--tasks" not in text and VARY[0] in text
+    assert "--root launch" in text and " slurm" not in text
     variants = list(range(7))
     shares = [ablation._share(variants, f"{number}/3") for number in range(3)]
     assert sorted(sum(shares, [])) == variants and max(map(len, shares)) == 3

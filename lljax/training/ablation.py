@@ -281,7 +281,11 @@ def plan(flags: Any, argv: Sequence[str]) -> list[Variant]:
         config = _configure(name, base, entries, flags, argv)
         if (same := seen.setdefault(config_lib.to_json(config), name)) == name:
             variants.append(Variant(name, tuple(entries), config))
-        elif not flags.vary:  # combinations hold the baseline's values on purpose
+        elif flags.vary:  # combinations hold the baseline's values on purpose
+            if same == BASELINE:
+                known = dict.fromkeys((*variants[0].entries, *entries))
+                variants[0] = dataclasses.replace(variants[0], entries=tuple(known))
+        else:
             why = ("the config as given has nothing of what it changes" if same == BASELINE else
                    f"it equals {same!r}")
             print(f"note: variant {name!r} ({', '.join(entries)}) is left out: {why}", flush=True)
@@ -365,7 +369,11 @@ def _check_key(text: str, key: str, values: Sequence[str], base: ConfigDict) -> 
             config_lib.change(base, [f"{key}={value}"])
     except InputError as error:
         raise InputError(f"--vary {text}: {error}") from error
-    group, term, *knob = key.split(".")
+    group, *rest = key.split(".")
+    if group == "eval":
+        raise InputError(f"--vary {text}: all variants are scored on the same pictures, those of "
+                         "--source, --low and --high or of the baseline's config.eval")
+    term, knob = (rest or [""])[0], rest[1:]
     if group == "loss" and not base.loss[term].enabled and knob != ["enabled"]:
         raise InputError(f"--vary {text}: the loss term {term!r} is not enabled, so nothing would "
                          f"change; add --config.loss.{term}.enabled=True")
@@ -723,13 +731,12 @@ def _launch(root: str, argv: Sequence[str], tasks: int) -> str:
     """Writes a SLURM array job that trains one share a task; the path of its file."""
     arguments, skip = [], False
     for text in argv[1:]:
-        flag = text.split("=")[0].lstrip("-")
-        if not skip and flag in ("launch", "tasks"):
-            skip = "=" not in text
-        elif not skip:
-            arguments.append(text)
-        else:
+        if skip:  # the value of a flag that is left out
             skip = False
+        elif re.fullmatch(r"--?(launch|tasks)(=.*)?", text):
+            skip = "=" not in text
+        else:
+            arguments.append(text)
     folder = os.path.abspath(os.path.join(root, "launch"))
     command = shlex.join([sys.executable, "-m", "lljax.cli", "ablate", *arguments])
     path = os.path.join(folder, "ablation.sbatch")
