@@ -404,7 +404,8 @@ def test_what_is_computed_is_what_was_asked_for():
     assert [card.key for card in chosen] == list(CARDS)
     assert set(left_out) == {"lpips_alex", "lpips_vgg", "niqe", "brisque"}
     assert "--lpips-alex ALEXNET HEADS" in left_out["lpips_alex"]
-    assert choose()[1] == choose(["psnr"])[1] == {}
+    assert choose()[1] == left_out and choose(["psnr"])[1] == {}
+    assert set(choose(references=False)[1]) == {"niqe", "brisque"}
     assert all(card.needs != "reference" for card in choose(["all"], references=False)[0])
     assert set(metrics.KNOWN) == {*CARDS, *left_out, "lpips_alex_gtm", "lpips_vgg_gtm"}
 

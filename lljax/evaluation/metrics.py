@@ -580,7 +580,8 @@ def choose(asked: Iterable[str] = (), protocol: str = DEFAULT_PROTOCOL, files: F
       references: whether there are references.
 
     Returns:
-      Cards, and with "all" key -> why that metric is not computed.
+      Cards, and key -> why that metric is not computed: with "all" of every one, with the default
+      columns of those that lack nothing but their files.
 
     Raises:
       InputError: an unknown metric or protocol, one that cannot be computed, or a bad file.
@@ -600,7 +601,10 @@ def choose(asked: Iterable[str] = (), protocol: str = DEFAULT_PROTOCOL, files: F
             raise InputError(f"metric {key}: {left_out[key]}")
         keys += default if key == "default" else there if key == "all" else [key]
     told = {key: why for key, why in left_out.items() if key.removesuffix("_gtm") == key}
-    return [there[key] for key in dict.fromkeys(keys)], told if "all" in wanted else {}
+    if "all" not in wanted:  # who asks for nothing in particular may miss what files would add
+        told = {key: why for key, why in told.items() if "default" in wanted
+                and (references or key in WITHOUT_REFERENCES)}
+    return [there[key] for key in dict.fromkeys(keys)], told
 
 
 def _why_not(key: str, references: bool) -> str:
