@@ -208,13 +208,33 @@ def test_small_pictures_share_programs(name):
     assert enhancer.programs <= 4 < len({tuple(size) for size in sizes})
 
 
+def test_the_default_models_own_tiles():
+    """Of a smooth picture and of noise: as the whole picture, at its real sides."""
+    enhancer = lljax.load(weights.DEFAULT)
+    slope = np.linspace(0.02, 0.4, 1500)[None, :, None] * np.linspace(0.5, 1, 708)[:, None, None]
+    low = np.float32(slope * (1, 0.9, 0.8) + 0.05 * picture(708, 1500))
+    found = enhancer.explain(low)["enhanced"]
+    (_, side), = {(a.side, b.side) for a in enhancer._cover(708) for b in enhancer._cover(1500)}
+    assert side < 1500  # it is cut
+    np.testing.assert_allclose(found, whole(enhancer, low)["enhanced"], atol=1e-5)
+    assert np.abs(found - low).max() > 0.2
+
+
+def test_few_programs_serve_a_folder_of_photographs():
+    enhancer = lljax.load(weights.DEFAULT)
+    for least, most, count in ((64, 400, 25), (300, 1300, 25), (500, 6000, 9)):
+        sides = {tuple(enhancer._cover(-(-int(side) // 12) * 12)[0].side for side in size)
+                 for size in np.random.default_rng(0).integers(least, most, (300, 2))}
+        assert len(sides) <= count < enhancer_lib._PROGRAMS
+
+
 @pytest.mark.parametrize("name", lljax.list_methods())
 def test_tiles_of_every_method_leave_no_seam(name, monkeypatch):
     """On a smooth picture they are the whole one up to rounding, which no eye could tell."""
     low = np.linspace(0.02, 0.5, 61 * 701 * 3, dtype=np.float32).reshape(701, 61, 3)
     low = np.ascontiguousarray(low.transpose(1, 0, 2))
     at_once = Enhancer(*tiny(name))
-    at_once._sides = []
+    at_once._sides = at_once._holding = []
     monkeypatch.setattr(enhancer_lib, "_CPU_SIDES", (20, 24))
     tiled = Enhancer(*tiny(name))
     expected, found = at_once.explain(low), tiled.explain(low)

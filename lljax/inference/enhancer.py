@@ -45,9 +45,9 @@ from lljax.inference import control
 # overlap at all. An accelerator wants fewer and larger ones.
 _CPU_SIDES, _CPU_START = (64, 112, 144, 176), 4
 _ACCELERATOR_SIDES, _ACCELERATOR_START = (128, 256, 512, 768), 64
-# Further sides, of tiles that hold a picture smaller than the others: each so many times the next.
-# A small picture computes 1.25 times its pixels on average, and no size compiles for itself.
-_SHORTER, _SHORTEST = 1.25, 64
+# Sides of tiles that hold a whole picture: each so many times the next. Smaller steps would compute
+# fewer pixels beyond the picture and compile more programs for mixed sizes.
+_HOLDING, _SHORTEST = 1.4, 128
 # Programs that are kept, the latest used: a method that sees the whole picture has one a size.
 _PROGRAMS = 48
 _CPU_HALO = 8  # the sides suit a halo of at most this; a larger one scales them, and takes more of
@@ -232,12 +232,14 @@ class Enhancer:
         self._limit, self._base = max_memory, None
         self._start = _CPU_START if cpu else _ACCELERATOR_START
         # sides of tiles that a picture is cut into, and of those that hold a smaller one
-        self._halo, self._sides, self._shorter = None, [], []
+        self._halo, self._sides, self._holding = None, [], []
         if method.halo is not None:
             self._halo = _up(method.halo, method.multiple)
             self._sides = _sides(self._halo, method.multiple, cpu)
             if method.placed:
-                self._shorter = _shorter(self._sides[0], method.multiple)
+                self._holding = _holding(self._sides[-1], method.multiple)
+                if method.light:
+                    self._sides = [side for side in self._holding if side >= self._sides[0]]
 
     def use(self, nets: dict[str, Any], seed: int | None = None) -> None:
         """Replaces the networks by others of the same shapes; nothing is compiled anew.
@@ -454,9 +456,8 @@ class Enhancer:
         """Sides of tiles that an axis may be cut into, or that may hold it. Without tiles that
         hold more than the picture, a short one is its own tile."""
         sides = [side for side in self._sides if side <= length]
-        if self._sides and self.method.placed:
-            larger = [side for side in (*self._shorter, *self._sides) if side >= length]
-            return sides + larger[:1]
+        if self._holding:
+            return sides + [side for side in self._holding if side >= length][:1]
         whole = _CPU_SIDES[0] if self._cpu else _ACCELERATOR_SIDES[0]
         small = self._halo is None or length < whole * max(1, self._halo / _CPU_HALO)
         return [length] if small or not sides else sides
@@ -761,12 +762,13 @@ def _sides(halo: int, multiple: int, cpu: bool) -> list[int]:
     return sorted({_up(round(side), multiple) for side in sides})
 
 
-def _shorter(side: int, multiple: int) -> list[int]:
-    """Sides of tiles that hold a picture smaller than `side`, in px, multiples of `multiple`."""
-    sides, most = set(), side
-    while (most := most / _SHORTER) > _SHORTEST / _SHORTER:
-        sides.add(_up(round(most), multiple))
-    return sorted(sides - {side})
+def _holding(most: int, multiple: int) -> list[int]:
+    """Sides of tiles that hold a picture of at most `most` px, in px, multiples of `multiple`."""
+    sides, side = [most], most / _HOLDING
+    while side > _SHORTEST / _HOLDING:
+        sides.append(_up(round(side), multiple))
+        side /= _HOLDING
+    return sorted(sides)
 
 
 def _costly(method: method_lib.Method, draw: Callable | None) -> list[bool]:

@@ -74,6 +74,7 @@ class Method(zerodce.Method):
             if model[knob] < 1:
                 raise InputError(f"config.model.{knob} is {model[knob]}; it must be 1 or more")
         self.multiple = model.scale
+        self.light = model.scale > 1
         # each 3 x 3 convolution sees one pixel of the small picture further, and so does enlarging
         self.halo = (model.depth + (model.scale > 1)) * model.scale
         self.curve = zerodce.CurveNet(3, model.depth, model.width, SeparableConv)
