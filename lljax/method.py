@@ -70,8 +70,8 @@ class Method:
         picture whose corners are multiples of `multiple`; None means the whole picture. A tile may
         be larger than its picture: what it shows of the picture must not depend on what lies
         beyond (`layers.inside`).
-      light: of a `placed` method, whether a megapixel takes less time than compiling: its tiles have
-        fewer different sides.
+      light: of a `placed` method, whether a megapixel takes less time than compiling: its tiles
+        have fewer different sides.
       staged: whether only what lies between `condense` and `apply` sees the whole picture:
         `condense` and `apply` then run tile by tile and `solve` once.
       optional: networks that enhancing does not need; an official file without them is converted,
