@@ -31,7 +31,9 @@ def get_config(presets=""):
     config.loss = ConfigDict({
         "l1": dict(enabled=True, weight=1.0), "match": dict(enabled=True, weight=0.5),
         "score": dict(enabled=True, weight=0.1), "extra": dict(enabled=False, weight=1.0)})
-    return apply_presets(config, presets, {"slow": {"checkpoint": {"every": 1000}}})
+    return apply_presets(config, presets, {
+        "slow": {"checkpoint": {"every": 1000}},
+        "second": {"phases": ("second",), "loss": {"l1": {"enabled": False}}}})
 
 
 class Base(nn.Module):
