@@ -41,7 +41,9 @@ def get_config(method: str, nets: tuple[str, ...]) -> ConfigDict:
         augment="none",  # none | flip (left-right) | flips (and up-down) | dihedral (8 symmetries)
         permute_channels=False,  # red, green and blue in random order, alike in a pair: no cast
         threads=2,  # decoding threads
-        cache_gib=1.0,  # decoded pictures kept in memory, GiB
+        # GiB of decoded pictures kept in memory, and as much of what is computed once a picture
+        # (where a phase looks with a frozen network at pictures that are always the same)
+        cache_gib=1.0,
     ))
     config.eval = ConfigDict(dict(
         every=0,  # steps between evaluations while training; 0 = never

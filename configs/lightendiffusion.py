@@ -99,7 +99,9 @@ def get_config(presets: str = "") -> ConfigDict:
       presets: comma list of names of PRESETS.
     """
     config = common.get_config("lightendiffusion", ("autoencoder", "denoiser"))
-    config.data.crop = 256  # px, a multiple of 64; the paper says 512, which LOL's 400 px lack
+    # px, a multiple of 64; the paper says 512, which LOL's 400 px lack. 0 with data.resize and
+    # data.augment="none": stage 2 encodes each picture once, not at every step.
+    config.data.crop = 256
     config.data.augment = "flip"  # of both pictures alike, if they are a pair
 
     config.model = ConfigDict(dict(

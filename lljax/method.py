@@ -56,7 +56,8 @@ class Method:
     [B, H, W, 3] float32 in [0, 1], `high` (same, if the data has references), `mask` [B] (1 for
     an image that counts), `key` [B] (one PRNG key an image: every random draw comes from it), and
     for draws that tie images together `step_key` [B] (the step's PRNG key, the same for all images
-    of all devices) and `index` [B] int32 (the image's place in the batch of all devices).
+    of all devices) and `index` [B] int32 (the image's place in the batch of all devices); some
+    have `features`, see there.
 
     Runs whose configs differ only in what is no part of the program share one compiled step: the
     training step reads neither `config.seed` nor `config.data`, nor a loss term's weight.
@@ -224,6 +225,19 @@ class Method:
         pictures that are drawn independently is refused."""
         del phase
         return False
+
+    def features(self, phase: str) -> (
+            Callable[[dict[str, Variables], Array], dict[str, Array]] | None):
+        """What a phase needs of each picture and does not change while it trains, as a function
+        (the networks that the phase does not train, pictures [B, H, W, 3] in [0, 1]) -> {name:
+        [B, ...] float32}, of each picture by itself; None if there is nothing worth keeping.
+
+        Where the data show the same pictures at every step the function is called once a picture,
+        and batches have what it returned: `features`, {"low": {name: [B, ...]}, "high"?: ...}.
+        Elsewhere they have no `features`, and the training step calls the function itself.
+        """
+        del phase
+        return None
 
     def margins(self, side: int) -> tuple[int, int]:
         """How many px a picture's side is extended by, before and after it, to a multiple of

@@ -112,8 +112,20 @@ def test_unpaired_pictures_are_drawn_independently(coded, tmp_path):
 
 def test_folder_gives_low_alone(coded):
     batch, names = next(data(source="folder", low=coded["low"]).batches(0, 0, 2))
-    assert set(batch) == {"low", "mask", "index"} and batch["low"].dtype == np.uint8
+    assert set(batch) == {"low", "low_record", "mask", "index"} and batch["low"].dtype == np.uint8
     assert set(names) <= {"0.png", "1.png", "2.png"}
+
+
+@pytest.mark.parametrize("source", ["pairs", "unpaired"])
+def test_a_number_stands_for_a_picture(coded, source):
+    """Blue is the file: the second is left out."""
+    one = data(source=source, resize=0, **coded)
+    for table in one._chosen:
+        table.indices = [0, 2]
+    seen = {(role, number, picture[0, 0, 2]) for batch, _ in take(one.batches(0, 0, 3), 4)
+            for role in ("low", "high")
+            for number, picture in zip(batch[f"{role}_record"], batch[role], strict=True)}
+    assert len(seen) == 4 and {number for _, number, _ in seen} == {0, 2}
 
 
 def test_resize_ignores_the_aspect_as_the_official_loaders_do(coded):

@@ -1,7 +1,8 @@
 """A fifth method, outside the package: everything the interface offers in 100 lines.
 
 Phase "first" trains a BatchNorm network with an EMA; phase "second" freezes it and trains two
-networks, the second on what the first handed on; every image is disturbed by its own noise.
+networks, the second on what the first handed on, the first towards what the frozen one makes of the
+pictures; every image is disturbed by its own noise.
 """
 
 import flax.linen as nn
@@ -30,7 +31,9 @@ def get_config(presets=""):
     config.loss = ConfigDict({
         "l1": dict(enabled=True, weight=1.0), "match": dict(enabled=True, weight=0.5),
         "score": dict(enabled=True, weight=0.1), "extra": dict(enabled=False, weight=1.0)})
-    return apply_presets(config, presets, {"slow": {"checkpoint": {"every": 1000}}})
+    return apply_presets(config, presets, {
+        "slow": {"checkpoint": {"every": 1000}},
+        "second": {"phases": ("second",), "loss": {"l1": {"enabled": False}}}})
 
 
 class Base(nn.Module):
@@ -65,6 +68,12 @@ class Method(method.Method):
         noise = jax.vmap(lambda key, x: jax.random.normal(key, x.shape))(batch["key"], batch["low"])
         return batch["low"] + 0.01 * noise
 
+    def features(self, phase):
+        return self.blurred if phase == "second" else None
+
+    def blurred(self, nets, image):
+        return {"blurred": self.base.apply(nets["base"], image, False)[..., :3]}
+
     def train_step(self, state, batch, weights, *, phase):
         if phase == "first":
             def base_loss(params, part):
@@ -79,7 +88,10 @@ class Method(method.Method):
         def gain_loss(params, part):
             out = self.gain.apply({"params": params["gain"]}, self.noisy(part))
             handed = jax.lax.stop_gradient(out)
-            return {"match": ((out - part["high"]) ** 2).mean((1, 2, 3))}, {"handed": handed}
+            found = part.get("features") or {
+                role: self.blurred(state.nets, part[role]) for role in ("low", "high")}
+            target = part["high"] + found["high"]["blurred"] - found["low"]["blurred"]
+            return {"match": ((out - target) ** 2).mean((1, 2, 3))}, {"handed": handed}
 
         state, scalars, aux = self.update(state, ("gain",), gain_loss, batch, weights, phase=phase)
 

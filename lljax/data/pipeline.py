@@ -17,6 +17,7 @@ from lljax.data import sources
 from lljax.errors import InputError, unknown
 
 AUGMENTATIONS = ("none", "flip", "flips", "dihedral")
+ROLES = ("low", "high")  # of pictures in a batch
 
 
 class Data:
@@ -50,6 +51,13 @@ class Data:
         """Whether a sample's pictures are drawn independently of each other."""
         return len(self._tables) > 1
 
+    @property
+    def fixed(self) -> bool:
+        """Whether a record's pictures are the same whenever they are drawn."""
+        config = self.config
+        return (config.crop in (0, config.resize) and config.augment == "none"
+                and not config.permute_channels)
+
     def __len__(self) -> int:
         return max(len(table) for table in self._chosen)
 
@@ -78,8 +86,9 @@ class Data:
           processes: their number.
 
         Yields:
-          (batch, names): `low` and, if there is one, `high` uint8 [b, H, W, 3], `mask` float32
-          [b], `index` int32 [b] (place in the global batch); one name an image.
+          (batch, names): `low` and, if there is one, `high` uint8 [b, H, W, 3], `low_record` and
+          `high_record` int32 [b] (the numbers of their records), `mask` float32 [b], `index` int32
+          [b] (place in the global batch); one name an image.
         """
         merged = _merge([self._table(table, seed, number)
                          for number, table in enumerate(self._chosen)])
@@ -101,7 +110,7 @@ class Data:
     def _prepare(self, record: dict, rng: np.random.Generator) -> dict:
         """Resize, crop, turn and recolour the pictures of one record, all alike."""
         config = self.config
-        pictures = {role: value for role, value in record.items() if role != "name"}
+        pictures = {role: record[role] for role in ROLES if role in record}
         if config.resize:
             pictures = {role: resize(value, config.resize) for role, value in pictures.items()}
         height, width = next(iter(pictures.values())).shape[:2]
@@ -124,11 +133,12 @@ class Data:
         if config.permute_channels:
             order = rng.permutation(3)
             pictures = {role: value[..., order] for role, value in pictures.items()}
-        return {**pictures, "name": record["name"]}
+        numbers = {f"{role}_record": record["number"] for role in pictures}
+        return {**pictures, **numbers, "name": record["name"]}
 
 
 class _Part:
-    """Some records of a table."""
+    """Some records of a table, with their numbers in it."""
 
     def __init__(self, table: Sequence[dict], indices: Sequence[int]):
         self.table, self.indices = table, indices
@@ -137,7 +147,8 @@ class _Part:
         return len(self.indices)
 
     def __getitem__(self, index: int) -> dict:
-        return self.table[self.indices[index]]
+        number = self.indices[index]
+        return {**self.table[number], "number": number}
 
 
 def _luma(record: dict) -> float:
@@ -158,9 +169,9 @@ def _merge(tables: list[grain.MapDataset]) -> grain.MapDataset:
 
 
 def _stack(samples: list[dict]) -> dict[str, np.ndarray]:
-    """The pictures of some samples as uint8 [b, H, W, 3] a role."""
+    """The pictures of some samples as uint8 [b, H, W, 3] a role, and their records' numbers."""
     batch = {}
-    for role in ("low", "high"):
+    for role in ROLES:
         if role not in samples[0]:
             continue
         sizes = {sample[role].shape: sample["name"] for sample in samples}
@@ -169,6 +180,8 @@ def _stack(samples: list[dict]) -> dict[str, np.ndarray]:
             raise InputError(f"pictures of one batch differ in size: {one} is {a[1]}x{a[0]}, "
                              f"{other} is {b[1]}x{b[0]}; set config.data.crop or .resize")
         batch[role] = np.stack([sample[role] for sample in samples])
+        batch[f"{role}_record"] = np.array([sample[f"{role}_record"] for sample in samples],
+                                           np.int32)
     return batch
 
 
@@ -179,13 +192,19 @@ def resize(picture: np.ndarray, side: int) -> np.ndarray:
     return np.asarray(Image.fromarray(picture).resize((side, side), Image.Resampling.LANCZOS))
 
 
+def unit(picture_u8: jax.Array) -> jax.Array:
+    """uint8 -> float32 in [0, 1], as a training step sees pictures."""
+    return picture_u8.astype(jnp.float32) / 255.0
+
+
 def on_device(batch: dict[str, jax.Array], seed: int | jax.Array,
               step: jax.Array) -> dict[str, jax.Array]:
     """What a training step sees: pictures as float32 in [0, 1], one PRNG key an image, the step's
-    key, and every image's place in the global batch.
+    key, every image's place in the global batch, and the pictures' features if the batch has them.
 
     Args:
-      batch: as yielded by `Data.batches`, this device's share; traced.
+      batch: as yielded by `Data.batches`, perhaps with `features` (see `Method.features`), this
+        device's share; traced.
       seed: of the run; traced, one compiled step serves every seed.
       step: int32, over all phases.
     """
@@ -194,7 +213,9 @@ def on_device(batch: dict[str, jax.Array], seed: int | jax.Array,
     result = {"mask": batch["mask"], "index": index,
               "key": jax.vmap(lambda index: jax.random.fold_in(base, index))(index),
               "step_key": jnp.broadcast_to(base, index.shape)}
-    for role in ("low", "high"):
+    for role in ROLES:
         if role in batch:
-            result[role] = batch[role].astype(jnp.float32) / 255.0
+            result[role] = unit(batch[role])
+    if "features" in batch:
+        result["features"] = batch["features"]
     return result

@@ -410,6 +410,10 @@ class Method(base.Method):
         """Stage 1 compares two exposures of one scene; stage 2 takes any dark and bright ones."""
         return "autoencoder" in self.nets_of(phase)
 
+    def features(self, phase: str) -> Callable[..., dict[str, Array]] | None:
+        """What stage 2 sees of a picture: `parts`, of the finished autoencoder."""
+        return self.parts if self.nets_of(phase) == ("denoiser",) else None
+
     def train_step(self, state: base.State, batch: base.Batch, weights: dict[str, Array], *,
                    phase: str) -> tuple[base.State, base.Scalars]:
         """One gradient step on the phase's network."""
@@ -486,14 +490,16 @@ class Method(base.Method):
         Args:
           nets: `denoiser`, and `autoencoder`, which gets no gradient.
           batch: a dark and a well-lit picture, not of one scene, `low` and `high` [B, H, W, 3] in
-            [0, 1]; and what `prepare` adds.
+            [0, 1], and perhaps their `features`; and what `prepare` adds.
         """
-        loss, net = self.config.loss, nets["autoencoder"]
-        latents, _ = self.encode(nets, jnp.concatenate([batch["low"], batch["high"]]))
-        r, light = self.autoencoder.apply(net, latents, method="decompose")
-        dark, r_low = (jnp.split(x, 2)[0] for x in (latents, r))
-        l_low, l_high = jnp.split(light, 2)
-        condition_pm1 = 2 * dark - 1
+        loss = self.config.loss
+        if "features" in batch:
+            low, high = batch["features"]["low"], batch["features"]["high"]
+        else:
+            both = self.parts(nets, jnp.concatenate([batch["low"], batch["high"]]))
+            low, high = ({name: jnp.split(x, 2)[i] for name, x in both.items()} for i in (0, 1))
+        r_low, l_low, l_high = low["reflectance"], low["illumination"], high["illumination"]
+        condition_pm1 = 2 * low["latent"] - 1
 
         def noise(c):
             del c
@@ -514,6 +520,14 @@ class Method(base.Method):
     def encode(self, nets: dict[str, base.Variables], image: Array) -> tuple[Array, list[Array]]:
         """[B, H, W, 3] in [0, 1] -> (latent [B, h, w, 3] in [0, 1], features for the decoder)."""
         return self.autoencoder.apply(nets["autoencoder"], image, method="encode")
+
+    def parts(self, nets: dict[str, base.Variables], image: Array) -> dict[str, Array]:
+        """Of [B, H, W, 3] in [0, 1] `latent` and `reflectance` [B, h, w, 3] and `illumination`
+        [B, h, w, 1], all in [0, 1]."""
+        latent, _ = self.encode(nets, image)
+        reflectance, illumination = self.autoencoder.apply(
+            nets["autoencoder"], latent, method="decompose")
+        return {"latent": latent, "reflectance": reflectance, "illumination": illumination}
 
     def condense(self, nets: dict[str, base.Variables], low: Array) -> dict[str, Array]:
         """`latent` [B, h, w, 3] in [0, 1], that of the dark picture."""

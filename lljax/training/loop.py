@@ -14,7 +14,7 @@ from lljax.errors import InputError, Stopped
 from lljax.method import State
 from lljax.training import logs, start
 from lljax.training.member import Member
-from lljax.training.shared import ALONE, LOCKSTEP, Shared, Step, seed_of
+from lljax.training.shared import ALONE, LOCKSTEP, Features, Shared, Step, seed_of
 
 _WARM_UP, _TIMED = 2, 5  # calls to measure
 REQUEUE = 75  # exit code after a SIGTERM: saved, run the same command again (EX_TEMPFAIL)
@@ -101,7 +101,7 @@ def measure(members: Sequence[Member], shared: Shared) -> dict[str, float | str]
     first = members[0]
     phase = max(first.begin.phases, key=lambda name: first.config.phase[name].steps)
     training = _Training(members, shared, ALONE)
-    stream = training.batches(phase, 0, first.config.steps_per_call)
+    stream = training.batches(phase, 0, first.config.steps_per_call, training.features(phase))
     found: dict[str, float | str] = {}
     for how in (ALONE, *LOCKSTEP):
         runs, *others = rounds(members, how)
@@ -159,14 +159,21 @@ class _Training:
             state = jax.eval_shape(lambda n, p=phase: self.method.start_phase(n, 0, p),
                                    first.state.nets)
             step = self.shared.step(self.config, self.method, phase)
-            scalars = step.shapes(state, next(self.batches(phase, 0, 1))[0][0], first.weights)
+            batches, _ = next(self.batches(phase, 0, 1, [Features()] * len(self.members)))
+            scalars = step.shapes(state, batches[0], first.weights)
             returned |= {name.removeprefix("loss/") for name in scalars
                          if name.startswith("loss/")}
         if returned != set(first.weights):
             raise InputError(f"config.loss enables {sorted(first.weights)}, but the training steps "
                              f"of {tuple(self.config.phases)} return {sorted(returned)}")
 
-    def batches(self, phase: str, start: int, calls: int) -> Iterator[tuple[list, list[list[str]]]]:
+    def features(self, phase: str) -> list[Features]:
+        """What is computed once a picture, of every member."""
+        return [self.shared.features(member.config, member.method, phase, member.state.nets)
+                for member in self.members]
+
+    def batches(self, phase: str, start: int, calls: int,
+                features: Sequence[Features]) -> Iterator[tuple[list, list[list[str]]]]:
         """Batches of `calls` steps each: a list of them a member, and the pictures' names."""
         number = tuple(self.config.phases).index(phase)
         seeds = [member.config.seed for member in self.members]
@@ -180,7 +187,8 @@ class _Training:
                 {**batch, "stop": np.full_like(batch["mask"], stop),
                  "seed": np.full(batch["mask"].shape, seed_of(seed))}
                 for batch, _ in own] for seed, own in steps.items()}
-            yield [batches[seed] for seed in seeds], [
+            yield [[add(batch) for batch in batches[seed]]
+                   for seed, add in zip(seeds, features, strict=True)], [
                 [name for _, names in steps[seed] for name in names] for seed in seeds]
 
     def _phase(self, phase: str) -> None:
@@ -192,7 +200,7 @@ class _Training:
         step = self.shared.step(config, self.method, phase, self.how, len(members))
         states = step.place([member.state for member in members])
         weights = step.weights([member.weights for member in members])
-        stream = self.batches(phase, done, calls)
+        stream = self.batches(phase, done, calls, self.features(phase))
         previous, stop, clock = None, False, logs.Clock(done)
         while done < steps:
             batches, names = next(stream)

@@ -156,6 +156,56 @@ def _unstack(tree: Any) -> list[Any]:
 LOCKSTEP: dict[str, type[Step]] = {"devices": _Apart, "unrolled": _Unrolled, "vmap": _Stacked}
 
 
+class Features:
+    """Adds to a run's batches what a phase needs of each picture, computed once a picture.
+
+    Args:
+      compute: compiled, (networks, uint8 [1, H, W, 3]) -> {name: [1, ...]}; None to add nothing.
+      nets: the networks that the phase does not train.
+      pictures: number of pictures of a role, at most.
+      room: bytes that may be kept in memory; where all pictures would take more, nothing is added.
+
+    Attributes:
+      computed: pictures computed so far.
+    """
+
+    def __init__(self, compute: Callable[..., dict[str, jax.Array]] | None = None,
+                 nets: dict[str, Any] | None = None, pictures: int = 0, room: int = 0):
+        self.computed = 0
+        self._compute, self._pictures, self._room = compute, pictures, room
+        # a copy: the training takes the buffers of its own
+        self._nets = jax.device_put(jax.device_get(nets or {}), jax.local_devices()[0])
+        self._kept: dict[tuple[str, int], dict[str, np.ndarray]] = {}
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        """A batch of `pipeline.Data`, with `features` (see `Method.features`) and without the
+        records' numbers."""
+        roles = [role for role in pipeline.ROLES if role in batch]
+        numbers = {role: batch[f"{role}_record"] for role in roles}
+        batch = {name: value for name, value in batch.items() if not name.endswith("_record")}
+        if not self._kept and self._compute and not self._fits(batch[roles[0]], len(roles)):
+            self._compute = None
+        if not self._compute:
+            return batch
+        return {**batch, "features": {role: _stack([
+            self._of(role, int(number), picture)
+            for number, picture in zip(numbers[role], batch[role], strict=True)])
+            for role in roles}}
+
+    def _fits(self, pictures: np.ndarray, roles: int) -> bool:
+        """Whether there is room for the features of all pictures, if they are of this size."""
+        found = jax.eval_shape(self._compute, self._nets, pictures[:1])
+        size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(found))
+        return size * self._pictures * roles <= self._room
+
+    def _of(self, role: str, number: int, picture: np.ndarray) -> dict[str, np.ndarray]:
+        if (role, number) not in self._kept:
+            found = jax.device_get(self._compute(self._nets, picture[None]))
+            self._kept[role, number] = {name: value[0] for name, value in found.items()}
+            self.computed += 1
+        return self._kept[role, number]
+
+
 class Shared:
     """Data and programs of the runs of one process, the last of each kind.
 
@@ -223,6 +273,25 @@ class Shared:
         """The compiled step of a phase, for one run or several in lockstep."""
         return self._program(config, ("step", phase, how, count),
                              lambda: {ALONE: Step, **LOCKSTEP}[how](_steps(method, phase)))
+
+    def features(self, config: ConfigDict, method: Method, phase: str,
+                 nets: dict[str, Any]) -> Features:
+        """What adds to one run's batches of a phase what is computed once a picture: nothing where
+        the pictures differ from step to step, or the method has nothing to keep.
+
+        Args:
+          config: of the run.
+          method: of the config.
+          phase: that is to run.
+          nets: all networks at its start.
+        """
+        of_pictures, data = method.features(phase), self.data(config)
+        if not (of_pictures and data.fixed):
+            return Features()
+        compute = self._program(config, ("features", phase), lambda: jax.jit(
+            lambda nets, picture: of_pictures(nets, pipeline.unit(picture))))
+        frozen = {net: nets[net] for net in nets if net not in method.nets_of(phase)}
+        return Features(compute, frozen, len(data), int(config.data.cache_gib * 2**30))
 
     def enhancer(self, config: ConfigDict, method: Method, nets: dict[str, Any],
                  seed: int) -> enhancer.Enhancer:
