@@ -138,13 +138,11 @@ def loop(noise, steps, total=1000, eta=0.0, draws=None):
     return x, np.stack(x0s)
 
 
-@pytest.mark.parametrize("unroll", [False, True])
 @pytest.mark.parametrize("steps, total", [(1, 1000), (7, 1000), (20, 1000), (10, 10)])
-def test_ddim_sample_by_its_formula(steps, total, unroll):
+def test_ddim_sample_by_its_formula(steps, total):
     noise = normal(0, 2, 4, 6, 3)
     alphas = diffusion.alpha_bars(diffusion.linear_betas(total))
-    x, x0s = jax.jit(lambda n: diffusion.ddim_sample(predict, n, alphas, steps,
-                                                     unroll=unroll))(noise)
+    x, x0s = jax.jit(lambda n: diffusion.ddim_sample(predict, n, alphas, steps))(noise)
     expected, foreseen = loop(noise, steps, total)
     np.testing.assert_allclose(x, expected, rtol=2e-4, atol=1e-4 * np.abs(expected).max())
     np.testing.assert_allclose(x0s, foreseen, rtol=2e-4, atol=1e-4 * np.abs(foreseen).max())
@@ -283,10 +281,14 @@ def test_a_bias_that_depends_on_the_place_in_the_tile_leaves_no_seam():
     def steps(x):
         return max(np.abs(np.diff(x, axis=axis)).max() for axis in (1, 2))
 
+    def tone(x):  # how far off, where every pixel lies in two tiles of a row and of a column
+        return np.abs(x - smooth)[:, 16:-16, 16:-16].max()
+
     found = diffusion.blended(biased, [smooth], 32, 16)
     hard = diffusion.blended(biased, [smooth], 32, 0)
-    assert np.abs(found - smooth).max() <= 0.1 + 1e-6
     assert steps(found) < 0.016 and steps(hard) > 0.045
+    # neighbours' errors are of opposite sign: a quarter of the bias is left, in hard tiles all
+    assert tone(found) < 0.03 and tone(hard) > 0.09
 
 
 def test_weights_sum_to_one_and_tiles_are_on_a_raster():
