@@ -222,23 +222,28 @@ class Convs(layers.nn.Module):
         return layers.Conv(3)(x)
 
 
-def test_checkpoint_saves_memory_and_changes_no_gradient():
+def test_checkpoint_takes_the_memory_of_one_step_and_changes_no_gradient():
     noise, net = normal(0, 2, 24, 24, 3), Convs()
     params = net.init(jax.random.key(0), noise, jnp.zeros(2))
 
-    def gradient(checkpoint):
+    def gradient(steps, checkpoint):
         def total(params):
             x, _ = diffusion.ddim_sample(lambda x, t: net.apply(params, x, t), noise, ALPHA_BARS,
-                                         12, checkpoint=checkpoint)
+                                         steps, checkpoint=checkpoint)
             return jnp.square(x / 100).mean()
-        compiled = jax.jit(jax.grad(total)).lower(params).compile()
-        return compiled(params), compiled.memory_analysis().temp_size_in_bytes
+        return jax.jit(jax.grad(total)).lower(params).compile()
 
-    (plain, all_steps), (again, one_step) = gradient(False), gradient(True)
+    def memory(program):
+        return program.memory_analysis().temp_size_in_bytes
+
+    kept, computed_again = gradient(12, False), gradient(12, True)
+    one = memory(gradient(1, False))
+    # 1.18 and 7.1: what goes into each step is kept in any case, and the gradients are summed
+    assert memory(computed_again) < 1.4 * one and memory(kept) > 5 * one
+    plain, again = kept(params), computed_again(params)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
         assert np.abs(a).max() > 0
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * np.abs(a).max())
-    assert one_step < 0.4 * all_steps
 
 
 # ---- tiles ----

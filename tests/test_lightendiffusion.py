@@ -1,7 +1,9 @@
 """LightenDiffusion: what is its own; what holds for every method is in test_methods."""
 
 import argparse
+import csv
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +12,10 @@ import pytest
 from jax import lax
 from PIL import Image
 
-from lljax import cli, convert, diffusion, method, parallel, weights
+from lljax import checkpoint, cli, convert, diffusion, method, parallel, weights
 from lljax import config as configs
 from lljax.errors import InputError
+from lljax.evaluation import evaluate
 from lljax.inference.enhancer import Enhancer
 from lljax.training import loop, start
 from lljax.training.shared import Shared
@@ -384,6 +387,47 @@ def test_the_command_takes_a_seed(tmp_path):
     one = enhanced("a.png", "--seed", "1")
     np.testing.assert_array_equal(enhanced("b.png", "--seed", "1"), one)
     assert not np.array_equal(enhanced("c.png"), one)
+
+
+def test_the_same_seed_gives_the_same_scores(tmp_path, capsys):
+    """Of a workdir and both of its parameters, `--average both`: two evaluations differ in their
+    date and command alone, and another seed in the scores."""
+    model, workdir = build(), tmp_path / "run"
+    state = model.start_phase(initial(model), 0, "denoiser")
+    state = state.replace(ema={"denoiser": jax.tree.map(lambda x: -x, state.ema["denoiser"])})
+    with checkpoint.Checkpoints(str(workdir)) as saved:
+        saved.save(state, model.config, "denoiser")
+    for role, gain in (("low", 80), ("high", 255)):
+        (tmp_path / role).mkdir()
+        for i in range(2):
+            Image.fromarray((gain * picture(16, 16, i)).astype(np.uint8)).save(
+                tmp_path / role / f"{i}.png")
+
+    def files(name, seed, *flags):
+        out = tmp_path / name
+        assert evaluate.main([
+            "evaluate.py", "--workdir", str(workdir), "--low", str(tmp_path / "low"), "--high",
+            str(tmp_path / "high"), "--baselines", "none", "--seed", str(seed), "--out", str(out),
+            *flags]) == 0
+        found = {path.name: path.read_bytes() for path in out.iterdir()}
+        info = json.loads(found.pop("results.json"))
+        assert info.pop("date") and info["seed"] == seed and str(out) in info.pop("command")
+        return found, info
+
+    both = ("--average", "both")
+    (one, said), again, (other, _) = files("one", 3, *both), files("again", 3, *both), files(
+        "other", 4)
+    assert again == (one, said) and {"per_image.csv", "contact_sheet.png"} < set(one)
+    assert list(said["systems"]) == ["run", "run without average"]
+
+    def scores(found, system):
+        rows = csv.DictReader(found["per_image.csv"].decode().splitlines())
+        return [row["psnr"] for row in rows if row["system"] == system]
+
+    averaged, last, drawn = (scores(one, "run"), scores(one, "run without average"),
+                             scores(other, "run"))
+    assert len(averaged) == len(last) == len(drawn) == 2
+    assert len({*averaged, *last, *drawn}) == 6
 
 
 def test_steps_and_fresh_noise():
