@@ -117,8 +117,13 @@ def step_memory(config, nets, phase, **pictures):
     """
     from lljax import method as method_lib
     state, step, weights = training(method_lib.load(config), nets, phase)
-    program = step.compiled.lower(state, batch_of(pictures), weights).compile()
-    return program.memory_analysis().temp_size_in_bytes / 2**20
+    return program_memory(step.compiled, state, batch_of(pictures), weights)
+
+
+def program_memory(program, *arguments):
+    """MiB that a jitted function takes beside its arguments and results; it is not run."""
+    compiled = program.lower(*arguments).compile()
+    return compiled.memory_analysis().temp_size_in_bytes / 2**20
 
 
 def training(method, nets, phase):

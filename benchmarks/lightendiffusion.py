@@ -3,8 +3,14 @@
 The default config but for `CHANGES`, with which the comparison of the two sides sees what is
 sampled; they cost no time. For the gradient through the sampler (the consistency term) both sides
 keep what goes into each step and compute the step again.
+
+Memory is looked at with a narrow U-Net. For the whole one, which compiles for half an hour:
+
+    python benchmarks/lightendiffusion.py --width 64 --side 128
 """
 
+import argparse
+import functools
 import math
 import os
 
@@ -27,9 +33,8 @@ UNET = f"U-Net {LATENT}x{LATENT}"
 STAGE_1, STAGE_2 = f"autoencoder step {BATCH}x{SIDE}", f"denoiser step {BATCH}x{SIDE}"
 THROUGH = f"consistency step 1x{SIDE}"
 STEPS = 20  # of the sampler
-# Side in px, channels of the U-Net: what memory is looked at for. The whole U-Net (64 channels)
-# compiles for minutes.
-MEMORY = ((128, 16), (512, 16), (128, 64))
+# What memory is looked at for: sides in px, and channels of the U-Net.
+MEMORY_SIDES, MEMORY_WIDTH = (128, 512), 16
 
 
 def lljax_tasks(config, nets):
@@ -53,17 +58,51 @@ def _lljax_unet(config, nets):
 
 
 def lljax_memory(config, nets):
-    """With and without `remat`."""
+    del nets  # these have another width
     from lljax import config as config_lib
-    found = {}
-    for side, width in MEMORY:
-        for remat, suffix in (("true", ""), ("false", ", without loss.consistency.remat")):
-            changed = config_lib.change(config, [f"model.unet_width={width}",
-                                                 f"loss.consistency.remat={remat}"])
-            found[f"consistency step 1x{side}, U-Net of width {width}{suffix}"] = (
-                common.step_memory(changed, common.initial(changed), "denoiser",
-                                   **_pictures(1, side)))
-    return found
+    narrow = config_lib.change(config, [f"model.unet_width={MEMORY_WIDTH}"])
+    return {what: mib for side in MEMORY_SIDES for what, mib in _memory(narrow, side)}
+
+
+def _memory(config, side):
+    """Yields (what, MiB) for a picture of `side` px: the step of stage 2 without the consistency
+    loss and with it, each step of the sampler computed again and not; and of the sampler alone."""
+    from lljax import config as config_lib
+    nets, label = common.initial(config), f"U-Net of width {config.model.unet_width}"
+    for how, setting in (("without the consistency loss", "enabled=false"),
+                         ("with it", "remat=true"), ("with it, remat off", "remat=false")):
+        changed = config_lib.change(config, [f"loss.consistency.{setting}"])
+        yield (f"step 1x{side}, {label}, {how}",
+               common.step_memory(changed, nets, "denoiser", **_pictures(1, side)))
+    latent = side // 2 ** config.model.levels
+    for how, steps, again in (("one call", 1, False), (f"{STEPS} steps", STEPS, True),
+                              (f"{STEPS} steps, remat off", STEPS, False)):
+        yield (f"gradient through the sampler alone, latent {latent}x{latent}, {label}, {how}",
+               _sampler_memory(config, nets, latent, steps, again))
+
+
+def _sampler_memory(config, nets, side, steps, again):
+    """MiB of the compiled gradient of so many steps; of one, the U-Net's alone. The gradient that
+    is its result is not in it."""
+    import jax
+    import jax.numpy as jnp
+
+    from lljax import diffusion
+    from lljax import method as method_lib
+    method = method_lib.load(config)
+
+    def total(params, condition_pm1, start):
+        predict = functools.partial(method.denoiser.apply, {"params": params}, condition_pm1)
+        if steps == 1:
+            x = predict(start, jnp.full(1, 500))
+        else:
+            x, _ = diffusion.ddim_sample(predict, start, method.alpha_bars, steps,
+                                         checkpoint=again)
+        return jnp.square(x).mean()
+
+    latent = jax.ShapeDtypeStruct((1, side, side, 3), jnp.float32)
+    return common.program_memory(jax.jit(jax.grad(total)), nets["denoiser"]["params"], latent,
+                                 latent)
 
 
 def torch_tasks(nets, device, compiled):
@@ -466,3 +505,20 @@ class DenoiserLoss(torch.nn.Module):
             return total
         sampled = sample(self.denoise, condition_pm1, self.start, again=True)
         return total + F.l1_loss(sampled, r_low * l_low ** 0.2)
+
+
+def main():
+    """Prints the memory of compiled programs for a U-Net of any width, as each is compiled."""
+    from lljax import config as config_lib
+    parser = argparse.ArgumentParser(description=main.__doc__)
+    parser.add_argument("--width", type=int, default=64, help="channels of the U-Net")
+    parser.add_argument("--side", type=int, default=128, help="of the picture, px")
+    args = parser.parse_args()
+    config = config_lib.change(config_lib.default("lightendiffusion", PRESETS),
+                               [f"model.unet_width={args.width}"])
+    for what, mib in _memory(config, args.side):
+        print(f"{mib:8.1f} MiB  {what}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -15,7 +15,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from lljax import parallel
 from lljax.errors import InputError
 
 Array = jax.Array
@@ -154,7 +153,7 @@ def timestep_embedding(t: Array, dim: int) -> Array:
 
 def ddim_sample(predict: Callable[[Array, Array], Array], noise: Array, alpha_bars: np.ndarray,
                 steps: int, *, eta: float = 0.0, key: Array | None = None,
-                checkpoint: bool = False, unroll: bool = False) -> tuple[Array, Array]:
+                checkpoint: bool = False) -> tuple[Array, Array]:
     """Samples by few steps of a model trained with many.
 
     Args:
@@ -166,10 +165,7 @@ def ddim_sample(predict: Callable[[Array, Array], Array], noise: Array, alpha_ba
       key: for eta > 0: one key, or one an image, [B], so that an image's draws do not depend on
         the batch it is in.
       checkpoint: whether a gradient keeps only what goes into each step and computes the step
-        again: memory of one step instead of all. Not together with `unroll` on a CPU, where XLA
-        sees through it and keeps all.
-      unroll: see `parallel.scan`; True only if a gradient is taken through convolutions whose
-        weight gradient is XLA's.
+        again: memory of one step instead of all.
 
     Returns:
       (x [B, h, w, C], x0s [steps, B, h, w, C]): the sample, and at each step the clean picture
@@ -204,8 +200,10 @@ def ddim_sample(predict: Callable[[Array, Array], Array], noise: Array, alpha_ba
 
     coefficients = (jnp.asarray(c, noise.dtype) for c in (
         noise_now, signal_now, signal_next, noise_next, spread))
-    return parallel.scan(jax.checkpoint(step) if checkpoint else step, noise,
-                         (jnp.arange(steps), jnp.asarray(times), *coefficients), unroll)
+    # a scan on a CPU too: `layers.convolve` has a gradient that is fast in compiled loops, and of
+    # unrolled steps XLA would see that they are computed twice, and keep all of them
+    return lax.scan(jax.checkpoint(step) if checkpoint else step, noise,
+                    (jnp.arange(steps), jnp.asarray(times), *coefficients))
 
 
 def _coefficients(alpha_bars: np.ndarray, steps: int, eta: float) -> tuple[np.ndarray, tuple]:

@@ -138,13 +138,11 @@ def loop(noise, steps, total=1000, eta=0.0, draws=None):
     return x, np.stack(x0s)
 
 
-@pytest.mark.parametrize("unroll", [False, True])
 @pytest.mark.parametrize("steps, total", [(1, 1000), (7, 1000), (20, 1000), (10, 10)])
-def test_ddim_sample_by_its_formula(steps, total, unroll):
+def test_ddim_sample_by_its_formula(steps, total):
     noise = normal(0, 2, 4, 6, 3)
     alphas = diffusion.alpha_bars(diffusion.linear_betas(total))
-    x, x0s = jax.jit(lambda n: diffusion.ddim_sample(predict, n, alphas, steps,
-                                                     unroll=unroll))(noise)
+    x, x0s = jax.jit(lambda n: diffusion.ddim_sample(predict, n, alphas, steps))(noise)
     expected, foreseen = loop(noise, steps, total)
     np.testing.assert_allclose(x, expected, rtol=2e-4, atol=1e-4 * np.abs(expected).max())
     np.testing.assert_allclose(x0s, foreseen, rtol=2e-4, atol=1e-4 * np.abs(foreseen).max())
@@ -224,23 +222,28 @@ class Convs(layers.nn.Module):
         return layers.Conv(3)(x)
 
 
-def test_checkpoint_saves_memory_and_changes_no_gradient():
+def test_checkpoint_takes_the_memory_of_one_step_and_changes_no_gradient():
     noise, net = normal(0, 2, 24, 24, 3), Convs()
     params = net.init(jax.random.key(0), noise, jnp.zeros(2))
 
-    def gradient(checkpoint):
+    def gradient(steps, checkpoint):
         def total(params):
             x, _ = diffusion.ddim_sample(lambda x, t: net.apply(params, x, t), noise, ALPHA_BARS,
-                                         12, checkpoint=checkpoint)
+                                         steps, checkpoint=checkpoint)
             return jnp.square(x / 100).mean()
-        compiled = jax.jit(jax.grad(total)).lower(params).compile()
-        return compiled(params), compiled.memory_analysis().temp_size_in_bytes
+        return jax.jit(jax.grad(total)).lower(params).compile()
 
-    (plain, all_steps), (again, one_step) = gradient(False), gradient(True)
+    def memory(program):
+        return program.memory_analysis().temp_size_in_bytes
+
+    kept, computed_again = gradient(12, False), gradient(12, True)
+    one = memory(gradient(1, False))
+    # 1.18 and 7.1: what goes into each step is kept in any case, and the gradients are summed
+    assert memory(computed_again) < 1.4 * one and memory(kept) > 5 * one
+    plain, again = kept(params), computed_again(params)
     for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(again), strict=True):
         assert np.abs(a).max() > 0
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-5 * np.abs(a).max())
-    assert one_step < 0.4 * all_steps
 
 
 # ---- tiles ----
@@ -283,10 +286,14 @@ def test_a_bias_that_depends_on_the_place_in_the_tile_leaves_no_seam():
     def steps(x):
         return max(np.abs(np.diff(x, axis=axis)).max() for axis in (1, 2))
 
+    def tone(x):  # how far off, where every pixel lies in two tiles of a row and of a column
+        return np.abs(x - smooth)[:, 16:-16, 16:-16].max()
+
     found = diffusion.blended(biased, [smooth], 32, 16)
     hard = diffusion.blended(biased, [smooth], 32, 0)
-    assert np.abs(found - smooth).max() <= 0.1 + 1e-6
     assert steps(found) < 0.016 and steps(hard) > 0.045
+    # neighbours' errors are of opposite sign: a quarter of the bias is left, in hard tiles all
+    assert tone(found) < 0.03 and tone(hard) > 0.09
 
 
 def test_weights_sum_to_one_and_tiles_are_on_a_raster():

@@ -1,7 +1,9 @@
 """LightenDiffusion: what is its own; what holds for every method is in test_methods."""
 
 import argparse
+import csv
 import functools
+import json
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +12,10 @@ import pytest
 from jax import lax
 from PIL import Image
 
-from lljax import cli, convert, diffusion, method, parallel, weights
+from lljax import checkpoint, cli, convert, diffusion, method, parallel, weights
 from lljax import config as configs
 from lljax.errors import InputError
+from lljax.evaluation import evaluate
 from lljax.inference.enhancer import Enhancer
 from lljax.training import loop, start
 from lljax.training.shared import Shared
@@ -321,7 +324,22 @@ def test_stage_2_starts_from_another_run(tmp_path):
     (dict(model__unet_attention=(1,)), "levels from 0 to 0"),
     (dict(model__unet_mult=(1, 1), sample__tile=5), "0 or a multiple of 2"),
     (dict(sample__tile=32), "sample.overlap is 32; it must be 0 to 24 for tiles of 32"),
-    (dict(sample__count=0), "1 or more"),
+    (dict(sample__count=0), "sample.count is 0; it must be 1 or more"),
+    (dict(sample__overlap=128), "sample.overlap is 128; it must be 0 to 120 for tiles of 128"),
+    (dict(sample__steps=0), "sample.steps is 0; it must be 1 to 1000, config.diffusion.total"),
+    (dict(sample__steps=1001), "sample.steps is 1001; it must be 1 to 1000"),
+    (dict(diffusion__total=2, sample__steps=3), "sample.steps is 3; it must be 1 to 2"),
+    (dict(sample__eta=-0.1), "sample.eta is -0.1; it must be 0.0 to 1.0"),
+    (dict(sample__eta=1.5), "sample.eta is 1.5; it must be 0.0 to 1.0"),
+    (dict(sample__eta=float("nan")), "sample.eta is nan; it must be 0.0 to 1.0"),
+    (dict(loss__consistency__steps=0), "loss.consistency.steps is 0; it must be 1 to 1000"),
+    (dict(loss__consistency__steps=1001), "loss.consistency.steps is 1001; it must be 1 to 1000"),
+    (dict(loss__consistency__gamma=-0.2), "loss.consistency.gamma is -0.2; it must be 0.0 or more"),
+    (dict(diffusion__total=0), "diffusion.total is 0; it must be 1 or more"),
+    (dict(diffusion__first=0.0), "diffusion.first is 0.0; it must be more than 0.0 and less"),
+    (dict(diffusion__last=1.0), "diffusion.last is 1.0; it must be more than 0.0 and less than"),
+    (dict(diffusion__first=1e-8), "1000 steps .* 1e-08 to 0.02 leave 1 after .*raise first"),
+    (dict(diffusion__last=0.5), "1000 steps .* 0.0001 to 0.5 leave 0.9999 .* 0 after the last"),
     (dict(sample__noise="pink"), "unknown config.sample.noise.*gaussian, zero"),
     (dict(sample__noise="zero", sample__count=2), "all samples are the same"),
     (dict(model__diffusion=False), "trains the denoiser, which a model"),
@@ -371,6 +389,47 @@ def test_the_command_takes_a_seed(tmp_path):
     assert not np.array_equal(enhanced("c.png"), one)
 
 
+def test_the_same_seed_gives_the_same_scores(tmp_path, capsys):
+    """Of a workdir and both of its parameters, `--average both`: two evaluations differ in their
+    date and command alone, and another seed in the scores."""
+    model, workdir = build(), tmp_path / "run"
+    state = model.start_phase(initial(model), 0, "denoiser")
+    state = state.replace(ema={"denoiser": jax.tree.map(lambda x: -x, state.ema["denoiser"])})
+    with checkpoint.Checkpoints(str(workdir)) as saved:
+        saved.save(state, model.config, "denoiser")
+    for role, gain in (("low", 80), ("high", 255)):
+        (tmp_path / role).mkdir()
+        for i in range(2):
+            Image.fromarray((gain * picture(16, 16, i)).astype(np.uint8)).save(
+                tmp_path / role / f"{i}.png")
+
+    def files(name, seed, *flags):
+        out = tmp_path / name
+        assert evaluate.main([
+            "evaluate.py", "--workdir", str(workdir), "--low", str(tmp_path / "low"), "--high",
+            str(tmp_path / "high"), "--baselines", "none", "--seed", str(seed), "--out", str(out),
+            *flags]) == 0
+        found = {path.name: path.read_bytes() for path in out.iterdir()}
+        info = json.loads(found.pop("results.json"))
+        assert info.pop("date") and info["seed"] == seed and str(out) in info.pop("command")
+        return found, info
+
+    both = ("--average", "both")
+    (one, said), again, (other, _) = files("one", 3, *both), files("again", 3, *both), files(
+        "other", 4)
+    assert again == (one, said) and {"per_image.csv", "contact_sheet.png"} < set(one)
+    assert list(said["systems"]) == ["run", "run without average"]
+
+    def scores(found, system):
+        rows = csv.DictReader(found["per_image.csv"].decode().splitlines())
+        return [row["psnr"] for row in rows if row["system"] == system]
+
+    averaged, last, drawn = (scores(one, "run"), scores(one, "run without average"),
+                             scores(other, "run"))
+    assert len(averaged) == len(last) == len(drawn) == 2
+    assert len({*averaged, *last, *drawn}) == 6
+
+
 def test_steps_and_fresh_noise():
     low = picture(16, 16)
     last = [enhancer(**changes).explain(low)["trajectory"][-1] for changes in (
@@ -408,10 +467,12 @@ def test_pictures_of_a_batch_start_from_the_same_noise():
     np.testing.assert_allclose(latent[0], latent[1], atol=1e-6)
 
 
-def test_tiles_leave_no_seam():
-    """On a smooth gradient, from zero noise: what tiles change in what each step foresees changes
-    no faster, from pixel to pixel, than what is foreseen without tiles does. Where tiles do not
-    overlap they are seen."""
+def test_tiles_leave_no_seam_and_keep_the_tone():
+    """On a smooth gradient, from zero noise. What tiles change in what each step foresees changes
+    no faster, from pixel to pixel, than what is foreseen without tiles does. And it is no tone: its
+    mean over the picture is a small part of the spread of what is foreseen without tiles, and over
+    any eight rows it is less than that spread, though the network, whose values are random, finds
+    other statistics in every tile. Tiles that do not overlap are seen by all three."""
     ramp = np.linspace(0.1, 0.8, 40, dtype=np.float32)
     latent = np.repeat((ramp[:, None] + ramp[None, :10])[None, ..., None] / 2, 3, 3)
     nets = initial(build())  # its last layer as it is: what is foreseen goes far beyond [-1, 1]
@@ -423,9 +484,16 @@ def test_tiles_leave_no_seam():
     def steepest(trajectory):  # without the ends, where zeros lie outside in any case
         return np.abs(np.diff(trajectory, axis=1))[:, 6:-6].max()
 
-    whole = foreseen(0, 0)
-    assert steepest(foreseen(24, 16) - whole) < 2 * steepest(whole)
-    assert steepest(foreseen(24, 0) - whole) > 3 * steepest(whole)
+    def tone(trajectory):  # in parts of the channel's spread without tiles
+        inside = trajectory[:, 6:-6] / whole[:, 6:-6].std((1, 2), keepdims=True)
+        eight = [inside[:, i:i + 8].mean((1, 2)) for i in range(inside.shape[1] - 7)]
+        return np.abs(inside.mean((1, 2))).max(), np.abs(eight).max()
+
+    whole = np.asarray(foreseen(0, 0))
+    soft, hard = (foreseen(24, overlap) - whole for overlap in (16, 0))
+    assert steepest(soft) < 2 * steepest(whole) and steepest(hard) > 3 * steepest(whole)
+    assert tone(soft)[0] < 0.25 and tone(soft)[1] < 1
+    assert tone(hard)[0] > 0.3 and tone(hard)[1] > 2
 
 
 def test_halo_holds_what_encoder_and_decoder_see():

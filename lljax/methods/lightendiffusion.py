@@ -655,9 +655,11 @@ def _latent(sampled_pm1: Array) -> Array:
 
 def _check(config: ConfigDict) -> None:
     """Refuses knobs out of range."""
-    model, sample = config.model, config.sample
+    model, sample, schedule = config.model, config.sample, config.diffusion
+    consistency = config.loss.consistency
     tile_step = 2 ** (len(model.unet_mult) - 1)
     most = sample.tile - math.gcd(sample.tile, 8)  # see diffusion.blended
+    few = f"1 to {schedule.total}, config.diffusion.total"
     wrong = {
         "model.levels": (model.levels < 0, "0 or more"),
         "model.width": (model.width < 1 or model.width % max(model.heads, 1),
@@ -669,16 +671,32 @@ def _check(config: ConfigDict) -> None:
         "model.unet_blocks": (model.unet_blocks < 1, "1 or more"),
         "model.unet_attention": (not set(model.unet_attention) <= set(range(len(model.unet_mult))),
                                  f"levels from 0 to {len(model.unet_mult) - 1}"),
+        "diffusion.total": (schedule.total < 1, "1 or more"),
+        "diffusion.first": (not 0 < schedule.first < 1, "more than 0.0 and less than 1.0"),
+        "diffusion.last": (not 0 < schedule.last < 1, "more than 0.0 and less than 1.0"),
+        "sample.steps": (not 1 <= sample.steps <= schedule.total, few),
+        "sample.eta": (not 0 <= sample.eta <= 1, "0.0 to 1.0"),
         "sample.count": (sample.count < 1, "1 or more"),
         "sample.tile": (sample.tile < 0 or sample.tile % tile_step,
                         f"0 or a multiple of {tile_step}"),
         "sample.overlap": (sample.tile and not 0 <= sample.overlap <= most,
                            f"0 to {most} for tiles of {sample.tile}"),
     }
+    if consistency.enabled:
+        wrong["loss.consistency.gamma"] = not 0 <= consistency.gamma < math.inf, "0.0 or more"
+        wrong["loss.consistency.steps"] = not 1 <= consistency.steps <= schedule.total, few
     for knob, (bad, limit) in wrong.items():
         if bad:
-            group, name = knob.split(".")
-            raise InputError(f"config.{knob} is {config[group][name]}; it must be {limit}")
+            value = functools.reduce(lambda node, key: node[key], knob.split("."), config)
+            raise InputError(f"config.{knob} is {value}; it must be {limit}")
+    kept = diffusion.alpha_bars(
+        diffusion.linear_betas(schedule.total, schedule.first, schedule.last))
+    if kept[0] == 1 or kept[-1] < np.finfo(np.float32).tiny:
+        raise InputError(
+            f"config.diffusion: of the picture's variance {schedule.total} steps with variances "
+            f"of {schedule.first} to {schedule.last} leave {kept[0]:.7g} after the first and "
+            f"{kept[-1]:.2g} after the last, in float32; it must be less than 1 (raise first) and "
+            "more than 0 (lower last or total)")
     if sample.noise not in NOISES:
         raise unknown("config.sample.noise", sample.noise, NOISES)
     if sample.count > 1 and sample.noise == "zero" and not sample.eta:
