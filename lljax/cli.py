@@ -109,7 +109,8 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         "process's, with an accelerator the device's. Pictures are cut into tiles that fit, and "
         "read, enhanced and written one after the other (default: none)")
     add("--save-maps", action="store_true", help="beside each result write what the method made "
-        "it of (curves, reflectance, illumination, ...) as PNG pictures, NAME_MAP.png")
+        "it of (curves, reflectance, illumination, ...) as PNG pictures, NAME_MAP.png, or where "
+        "that is taken NAME.SUFFIX_MAP.png")
     add("--smooth", type=float, metavar="FRAMES", help="videos: where the picture rests, average "
         "over so many frames against noise and flicker; 1 for none (default: 12)")
     add("--quality", type=int, metavar="CRF", help="videos: constant rate factor of the encoder, "
@@ -244,22 +245,20 @@ def _enhance(options: argparse.Namespace) -> int:
                       options.tta)
     plan = folder.plan(options.inputs, None if options.in_place else options.output,
                        _existing(options), bool(options.compare))
-    if options.dry_run:
-        return _show_plan(plan)
     if options.json:
         folder.check_summary(options.json)
-    names, work, enhancers = [], None, {}
-    if plan.jobs:
+    work, enhancers = None, {}
+    if plan.jobs and (options.save_maps or not options.dry_run):
         from lljax import parallel
         parallel.keep_programs()
         enhancers = _load(options)
-        folder.make_folders(plan.jobs)
         if options.save_maps:
-            names = enhancers[_model(options)].drawn()
-            if not names:
-                raise InputError(f"--save-maps: the method of {_model(options)} has no maps that "
-                                 "can be drawn")
-            plan = folder.plan_maps(plan, names, _existing(options))
+            plan = folder.plan_maps(plan, _drawn(enhancers[_model(options)], options),
+                                    _existing(options))
+    if options.dry_run:
+        return _show_plan(plan)
+    folder.make_folders(plan.jobs, options.json)
+    if plan.jobs:
         if options.compare:
             shown = dict(zip(folder.labels(list(enhancers)), enhancers.values(), strict=True))
             work = folder.comparing(shown, control)
@@ -375,10 +374,20 @@ def _load(options: argparse.Namespace) -> dict[str, Enhancer]:
             for name in _models_of(options)}
 
 
+def _drawn(enhancer: Enhancer, options: argparse.Namespace) -> list[str]:
+    """The names of the maps that are to be saved."""
+    names = enhancer.drawn()
+    if not names:
+        raise InputError(f"--save-maps: the method of {_model(options)} has no maps that can be "
+                         "drawn")
+    return names
+
+
 def _show_plan(plan: Plan) -> int:
     from lljax.inference import folder
     for job in plan.jobs:
-        print(f"{job.file} -> {job.target}")
+        for path in (job.target, *(path for _, path in job.maps)):
+            print(f"{job.file} -> {path}")
     for _, message in plan.refused:
         print(f"error: {message}", file=sys.stderr)
     print(f"would enhance {len(plan.jobs)}, skip {len(plan.skipped)}, refuse {len(plan.refused)}; "
@@ -451,7 +460,7 @@ def _enhance_videos(options: argparse.Namespace) -> int:
         from lljax.inference import enhancer
         parallel.keep_programs()
         model = enhancer.load_method(_model(options), options.set)
-        folder.make_folders(plan.jobs)
+    folder.make_folders(plan.jobs, options.json)
     ready = time.perf_counter() - start
     for job in plan.jobs:
         done.append(_enhance_video(job, model, control, options))

@@ -236,25 +236,73 @@ def two(tmp_path):
     return folder
 
 
-def test_maps_take_nobodys_place(two, model, tmp_path):
-    shutil.copy(two / "a.png", two / "b_Curves.png")  # on many systems the same name
-    shutil.copy(two / "a.png", two / "a.jpg")
-    before = tree(tmp_path)
-    cases = [
-        ((two / "sub" / "b.png", two / "b_Curves.png", "-o", tmp_path / "out"),
-         "both a map of", "and the result of"),
-        ((two / "a.jpg", two / "a.png", "-o", tmp_path / "out"),
-         f"a map of {two / 'a.png'} and a map of {two / 'a.jpg'}"),
-        ((two / "b_Curves.png", "-o", two / "b.png", "--overwrite"),
-         f"a map of {two / 'b_Curves.png'} and an input"),
-    ]
-    for arguments, *messages in cases:
-        with pytest.raises(InputError) as error:
-            here("enhance", *arguments, "--model", model, "--save-maps")
-        assert all(message in str(error.value) for message in messages), error.value
-        assert "\n" not in str(error.value)
-        shutil.rmtree(tmp_path / "out", ignore_errors=True)  # made, empty
-        assert tree(tmp_path) == before
+def test_maps_take_nobodys_place(two, model, tmp_path, capsys):
+    """Where a name is taken, the picture's suffix stays in it; only who cannot be helped waits."""
+    out = tmp_path / "out"
+    shutil.copy(two / "sub" / "b.png", two / "b_Curves.png")  # on many systems the same name
+    Image.open(two / "a.png").save(two / "a.jpg")
+    command = ("enhance", two / "sub" / "b.png", two / "b_Curves.png", two / "a.jpg",
+               two / "a.png", "-o", out, "--model", model, "--save-maps")
+    assert here(*command, "--dry-run") == 0
+    said = capsys.readouterr().out.splitlines()
+    assert not out.exists() and "would enhance 4" in said[-1]
+    assert here(*command) == 0
+    assert set(tree(out)) == {
+        "a.jpg", "a.jpg_curves.png", "a.png", "a.png_curves.png", "b.png", "b.png_curves.png",
+        "b_Curves.png", "b_Curves_curves.png"}
+    assert {line.split(" -> ")[1] for line in said[:-1]} == {str(out / name) for name in tree(out)}
+
+    # What was alone in an earlier run has its map's name already.
+    alone = tmp_path / "alone"
+    here("enhance", two / "a.jpg", "-o", alone, "--model", model, "--save-maps")
+    before = tree(alone)
+    assert here("enhance", two / "a.jpg", two / "a.png", "-o", alone, "--model", model,
+                "--save-maps", "--skip-existing") == 0
+    assert set(tree(alone)) - set(before) == {"a.png", "a.png_curves.png"}
+    assert {name: tree(alone)[name] for name in before} == before
+
+    shutil.copy(two / "a.png", two / "a.png_curves.png")
+    capsys.readouterr()
+    for option, count in (("--dry-run", 0), ("--quiet", 8)):
+        assert here("enhance", two, "-o", tmp_path / "rest", "--model", model, "--save-maps",
+                    option) == 1
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and error.startswith(
+            f"error: {two / 'a.png'}: its map {tmp_path / 'rest' / 'a.png_curves.png'} would have "
+            f"the place of the result of {two / 'a.png_curves.png'}; ")
+        assert len(list((tmp_path / "rest").rglob("*.*"))) == count
+
+
+def test_what_is_refused_leaves_no_folders(two, model, tmp_path, capsys):
+    before = sorted(tmp_path.rglob("*"))
+    missing = tmp_path / "no.safetensors"
+    for options in (("--model", missing), ("--compare", missing)):
+        with pytest.raises(InputError, match="no.safetensors"):
+            here("enhance", two, "-o", tmp_path / "out", "--json", tmp_path / "new" / "a.json",
+                 *options)
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_file_that_comes_while_a_picture_is_at_work_stays(two, model, tmp_path, capsys,
+                                                            monkeypatch):
+    out, enhancing = tmp_path / "out", folder.enhancing
+
+    def meanwhile(*arguments):
+        work = enhancing(*arguments)
+
+        def slow(picture):
+            (out / "a.png").write_text("mine")
+            return work(picture)
+        return slow
+
+    monkeypatch.setattr(folder, "enhancing", meanwhile)
+    command = ("enhance", two, "-o", out, "--model", model)
+    assert here(*command) == 1
+    assert capsys.readouterr().err == (
+        f"error: {two / 'a.png'}: {out / 'a.png'} exists already; --overwrite replaces it\n")
+    assert (out / "a.png").read_text() == "mine"
+    assert sorted(tree(out)) == ["a.png", "sub/b.png"]
+    assert here(*command, "--overwrite") == 0 and pixels(out / "a.png").shape == (64, 64, 3)
 
 
 def test_mistakes_are_one_line_before_any_work(two, model, tmp_path):
@@ -501,9 +549,21 @@ def test_a_sheet_of_models(two, model, tmp_path, capsys):
     assert sheet[72:, 8:168].min() < 60  # a name is written there
     assert here("enhance", two, "-o", tmp_path / "all", "--compare", "all") == 0
     assert len(tree(tmp_path / "all")) == 3
-    shutil.copy(two / "a.png", two / "a.bmp")
-    with pytest.raises(InputError, match="both be written to"):
-        here("enhance", two, "-o", tmp_path / "c", "--compare", "all")
+
+
+def test_sheets_of_pictures_of_one_name(two, model, tmp_path):
+    """A phone's pair, and other formats of one picture."""
+    for name in ("a.bmp", "A.jpg", "a.bmp.png"):
+        Image.open(two / "a.png").save(two / name)
+    (two / "A.HEIC").touch()
+    planned = folder.plan([str(two)], str(tmp_path / "c"), sheets=True)
+    assert not planned.refused
+    assert {os.path.relpath(job.target, tmp_path / "c") for job in planned.jobs} == {
+        "a.png_compare.jpg", "a.bmp_compare.jpg", "A.jpg_compare.jpg", "A.HEIC_compare.jpg",
+        "a.bmp.png_compare.jpg", os.path.join("sub", "b_compare.jpg")}
+    (two / "A.HEIC").unlink()
+    assert here("enhance", two, "-o", tmp_path / "c", "--compare", model) == 0
+    assert len(tree(tmp_path / "c")) == 5
 
 
 @pytest.mark.parametrize("options, message", [

@@ -419,7 +419,7 @@ def enhance(source: str | os.PathLike, target: str | os.PathLike, method: method
         if not overwrite:
             raise InputError(f"{source}: {target} exists already; --overwrite replaces it")
     start = time.perf_counter()
-    with images.beside(target) as temporary:
+    with images.beside(target, overwrite) as temporary:
         with _Decoder(video) as decoder, _Encoder(video, target, temporary, quality) as encoder:
             count = 0
             for count in _through(decoder, encoder, method, nets, seed, smooth, strength):
