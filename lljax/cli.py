@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Sequence
@@ -12,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from lljax import errors
 from lljax.errors import InputError
+
+_NEGATIVE = re.compile(r"-(\.?\d|inf|nan)")  # how a number begins that is no option
 
 if TYPE_CHECKING:
     from lljax.inference.enhancer import Enhancer
@@ -43,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
             raise errors.unknown("command", arguments[0], commands)
         if arguments[0] == "ablate":  # its flags are the config's
             return _ablate(["lljax ablate", *arguments[1:]])
+        arguments[1:] = _joined(arguments[1:], commands[arguments[0]])
         _check_flags(arguments[1:], commands[arguments[0]])
     elif arguments:
         _check_flags(arguments, parser)
@@ -54,15 +60,23 @@ def main(argv: Sequence[str]) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are InputErrors, and that knows the names of its flags."""
+    """A parser whose errors are InputErrors, and that knows the names of its flags.
+
+    Attributes:
+      flags: all of them.
+      valued: those that a value follows.
+    """
 
     def __init__(self, *args, **kwargs):
         self.flags: list[str] = []
+        self.valued: set[str] = set()
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def add_argument(self, *args, **kwargs):
         action = super().add_argument(*args, **kwargs)
         self.flags += action.option_strings
+        if action.nargs is None:
+            self.valued.update(action.option_strings)
         return action
 
     def error(self, message: str) -> NoReturn:
@@ -93,7 +107,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         "training, or .safetensors file; default: the one that `lljax models` marks")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the "
         "model's config, e.g. denoise.name=nlm; may be repeated")
-    add("--seed", type=int, default=0, metavar="N", help="of what a method draws, e.g. the noise "
+    add("--seed", type=_seed, default=0, metavar="N", help="of what a method draws, e.g. the noise "
         "that diffusion starts from; the same seed gives the same picture (default: 0)")
     add("--strength", default="1", metavar="0..1|auto", help="share of the change that is made; "
         "auto: by how dark the picture is, so that well-lit ones stay (default: 1)")
@@ -153,7 +167,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         "default: of any (.tflite needs it)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the "
         "model's config; may be repeated")
-    add("--seed", type=int, default=0, metavar="N", help="of what a method draws (default: 0)")
+    add("--seed", type=_seed, default=0, metavar="N", help="of what a method draws (default: 0)")
     add("--overwrite", action="store_true", help="replace an existing file")
 
     add = command("data", _data, "Check pictures before training on them, or prepare a published "
@@ -209,6 +223,17 @@ def _memory(text: str) -> int:
     return int(size)
 
 
+def _seed(text: str) -> int:
+    try:
+        seed = int(text)
+    except ValueError:
+        seed = -1
+    if not 0 <= seed < 2**32:  # JAX takes others, but modulo 2^32
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed: give a whole number from 0 to "
+                                         f"{2**32 - 1}")
+    return seed
+
+
 class _Version(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         import lljax
@@ -222,18 +247,86 @@ def _check_flags(arguments: Sequence[str], parser: _Parser) -> None:
         if argument == "--":
             return
         flag = argument.split("=")[0] if argument.startswith("--") else argument[:2]
-        if flag.startswith("-") and len(flag) > 1 and flag not in parser.flags:
+        if not flag.startswith("-") or argument in ("-", *parser.flags):
+            continue
+        if os.path.lexists(argument):  # even -old.jpg, which may also mean -o ld.jpg
+            raise InputError(f'unknown option "{argument}"; for the file of that name write '
+                             f".{os.sep}{argument}, or -- {argument} after all options")
+        if flag not in parser.flags:
             raise errors.unknown("option", argument.split("=")[0], parser.flags)
 
 
+def _joined(arguments: Sequence[str], parser: _Parser) -> list[str]:
+    """The arguments, negative numbers joined to the options that they are the values of."""
+    joined: list[str] = []
+    for i, argument in enumerate(arguments):
+        if argument == "--":
+            return joined + list(arguments[i:])
+        if joined and joined[-1] in parser.valued and _NEGATIVE.match(argument):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+class _Interrupt:
+    """Notes Ctrl-C, beside the KeyboardInterrupt.
+
+    Python ignores that where it comes up in a callback of the garbage collector; JAX has one.
+
+    Attributes:
+      noted: whether there was a Ctrl-C.
+    """
+
+    def __init__(self, options: argparse.Namespace):
+        self.noted = False
+        kept = options.in_place or options.overwrite
+        self._text = ("Ctrl-C; every file is whole, " + (
+            "as it was or replaced" if kept else "or not there; --skip-existing goes on from there")
+            if options.output != "-" else "Ctrl-C")
+
+    def __enter__(self) -> _Interrupt:
+        def note(number, frame):
+            self.noted = True
+            signal.default_int_handler(number, frame)
+
+        # Python takes signals in the main thread alone. Who starts a command in such a way that
+        # Ctrl-C does not reach it means it.
+        self._ours = (threading.current_thread() is threading.main_thread()
+                      and signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+        if self._ours:
+            signal.signal(signal.SIGINT, note)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if self._ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if kind is KeyboardInterrupt:
+            raise errors.Stopped(self._text, 130) from None
+
+    def check(self) -> None:
+        """Stops if there was a Ctrl-C.
+
+        Raises:
+          KeyboardInterrupt: there was.
+        """
+        if self.noted:
+            raise KeyboardInterrupt
+
+
 def _enhance(options: argparse.Namespace) -> int:
+    with _Interrupt(options) as interrupt:
+        return _enhance_files(options, interrupt)
+
+
+def _enhance_files(options: argparse.Namespace, interrupt: _Interrupt) -> int:
     videos = [path for path in options.inputs if _is_video(path)]
     if videos:
         others = [path for path in options.inputs if path not in videos]
         if others:
             raise InputError(f"{videos[0]} is a video and {others[0]} is none; enhance videos and "
                              "pictures one after the other")
-        return _enhance_videos(options)
+        return _enhance_videos(options, interrupt)
     for flag in ("smooth", "quality"):
         if getattr(options, flag) is not None:
             raise InputError(f"--{flag} is for videos, and the input is none")
@@ -265,7 +358,9 @@ def _enhance(options: argparse.Namespace) -> int:
         else:
             work = folder.enhancing(*enhancers.values(), control, options.save_maps)
     ready = time.perf_counter() - start
-    done = _progress(plan, work, options)
+    done = _progress(plan, work, options, interrupt)
+    if len(done) < len(plan.jobs):
+        interrupt.check()
     compiled = sum(enhancer.compile_seconds for enhancer in enhancers.values())
     seconds = {"import": ready, "compile": compiled,
                "run": time.perf_counter() - start - ready - compiled}
@@ -303,8 +398,9 @@ def _report(options: argparse.Namespace, done: Sequence[Done], plan: Plan,
     skipped = f"{totals['skipped']} skipped, " if options.skip_existing else ""
     place = "standard output" if options.output == "-" else options.output or "place"
     spent = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
-    print(f"{totals['enhanced']} enhanced, {skipped}{totals['failed']} failed; in {place}; "
-          f"{sum(seconds.values()):.1f} s ({spent}){folder.left(plan)}", file=_says(options))
+    print(errors.line(
+        f"{totals['enhanced']} enhanced, {skipped}{totals['failed']} failed; in {place}; "
+        f"{sum(seconds.values()):.1f} s ({spent}){folder.left(plan)}"), file=_says(options))
     return 1 if totals["failed"] else 0
 
 
@@ -387,15 +483,17 @@ def _show_plan(plan: Plan) -> int:
     from lljax.inference import folder
     for job in plan.jobs:
         for path in (job.target, *(path for _, path in job.maps)):
-            print(f"{job.file} -> {path}")
+            print(errors.line(f"{job.file} -> {path}"))
     for _, message in plan.refused:
-        print(f"error: {message}", file=sys.stderr)
-    print(f"would enhance {len(plan.jobs)}, skip {len(plan.skipped)}, refuse {len(plan.refused)}; "
-          f"nothing was written{folder.left(plan)}")
+        print(errors.line(f"error: {message}"), file=sys.stderr)
+    print(errors.line(
+        f"would enhance {len(plan.jobs)}, skip {len(plan.skipped)}, refuse {len(plan.refused)}; "
+        f"nothing was written{folder.left(plan)}"))
     return 1 if plan.refused else 0
 
 
-def _progress(plan: Plan, work: Work | None, options: argparse.Namespace) -> list[Done]:
+def _progress(plan: Plan, work: Work | None, options: argparse.Namespace,
+              interrupt: _Interrupt) -> list[Done]:
     """Does what is planned; shows how far it is, and what goes wrong."""
     from PIL import Image
     from tqdm import tqdm
@@ -407,12 +505,13 @@ def _progress(plan: Plan, work: Work | None, options: argparse.Namespace) -> lis
     with tqdm(total=len(plan.jobs), unit="picture", file=sys.stderr, leave=False,
               disable=options.quiet or not sys.stderr.isatty()) as bar:
         for _, message in plan.refused:
-            bar.write(f"error: {message}", file=sys.stderr)
-        for one in folder.run(plan.jobs, work, 0 if options.max_memory else None):
+            bar.write(errors.line(f"error: {message}"), file=sys.stderr)
+        for one in folder.run(plan.jobs, work, 0 if options.max_memory else None,
+                              lambda: interrupt.noted):
             done.append(one)
             bar.update()
             if one.error is not None:
-                bar.write(f"error: {one.error}", file=sys.stderr)
+                bar.write(errors.line(f"error: {one.error}"), file=sys.stderr)
     return done
 
 
@@ -437,7 +536,7 @@ def _check_enhance_videos(options: argparse.Namespace) -> None:
     _check_both(options)
 
 
-def _enhance_videos(options: argparse.Namespace) -> int:
+def _enhance_videos(options: argparse.Namespace, interrupt: _Interrupt) -> int:
     start = time.perf_counter()
     _check_enhance_videos(options)
     from lljax.inference import folder, video
@@ -447,13 +546,13 @@ def _enhance_videos(options: argparse.Namespace) -> int:
                "quality": options.quality}
     plan = folder.plan_videos(options.inputs, options.output, _existing(options))
     for job in plan.jobs:
-        video.check(job.target, options.quality)
+        video.check(job.target, options.quality, control["smooth"])
     if options.dry_run:
         return _show_plan(plan)
     if options.json:
         folder.check_summary(options.json)
     for _, message in plan.refused:
-        print(f"error: {message}", file=sys.stderr)
+        print(errors.line(f"error: {message}"), file=sys.stderr)
     done, model = [], None
     if plan.jobs:
         from lljax import parallel
@@ -463,23 +562,25 @@ def _enhance_videos(options: argparse.Namespace) -> int:
     folder.make_folders(plan.jobs, options.json)
     ready = time.perf_counter() - start
     for job in plan.jobs:
-        done.append(_enhance_video(job, model, control, options))
+        done.append(_enhance_video(job, model, control, options, interrupt))
     seconds = {"import": ready, "run": time.perf_counter() - start - ready}
     return _report(options, done, plan, seconds, models=[_model(options)], control=control)
 
 
 def _enhance_video(job: Job, model: tuple[Method, dict[str, Any]], control: dict[str, Any],
-                   options: argparse.Namespace) -> Done:
+                   options: argparse.Namespace, interrupt: _Interrupt) -> Done:
     """Enhances a video; shows how far it is, and what goes wrong."""
     from tqdm import tqdm
 
     from lljax.inference import folder, video
+    interrupt.check()
     start, found, error = time.perf_counter(), None, None
-    with tqdm(unit="frame", desc=os.path.basename(job.file), file=sys.stderr, leave=False,
-              disable=options.quiet or not sys.stderr.isatty()) as bar:
+    with tqdm(unit="frame", desc=errors.line(os.path.basename(job.file)), file=sys.stderr,
+              leave=False, disable=options.quiet or not sys.stderr.isatty()) as bar:
         def progress(count, total):
             bar.total = max(count, total) if total else None
             bar.update()
+            interrupt.check()
 
         try:
             found = video.enhance(job.file, job.target, *model, seed=options.seed,
@@ -491,13 +592,13 @@ def _enhance_video(job: Job, model: tuple[Method, dict[str, Any]], control: dict
             error = f"{job.file}: {type(caught).__name__}: {text}"
     seconds = time.perf_counter() - start
     if found is None:
-        print(f"error: {error}", file=sys.stderr)
+        print(errors.line(f"error: {error}"), file=sys.stderr)
         return folder.Done(job, None, seconds, error)
     for note in found.notes:
-        print(f"note: {job.file}: {note}", file=_says(options))
+        print(errors.line(f"note: {job.file}: {note}"), file=_says(options))
     height, width = found.size
-    print(f"{job.target}: {found.frames} frames of {width} x {height}, "
-          f"{found.frames / found.seconds:.1f} frames/s", file=_says(options))
+    print(errors.line(f"{job.target}: {found.frames} frames of {width} x {height}, "
+                      f"{found.frames / found.seconds:.1f} frames/s"), file=_says(options))
     return folder.Done(job, (width, height), seconds, None,
                        {"frames": found.frames, "notes": list(found.notes)})
 

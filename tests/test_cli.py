@@ -1,12 +1,14 @@
 """The installed command, run as a user runs it, on a folder of awkward files."""
 
 import dataclasses
+import gc
 import io
 import json
 import os
 import pathlib
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import weakref
@@ -17,11 +19,11 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save_file
 
-from lljax import cli, images, weights
+from lljax import cli, errors, images, weights
 from lljax import config as config_lib
 from lljax import method as method_lib
 from lljax.errors import InputError
-from lljax.inference import folder
+from lljax.inference import enhancer, folder
 from tests.test_convert import official
 from tests.ugly import PROFILE, TEXT, XMP, ugly
 
@@ -567,7 +569,10 @@ def test_sheets_of_pictures_of_one_name(two, model, tmp_path):
 
 
 @pytest.mark.parametrize("options, message", [
-    (("--strength", "1.5"), "strength is 1.5"), (("--strength", "much"), "strength is 'much'"),
+    (("--strength", "1.5"), "strength is 1.5"), (("--strength", "-0.5"), "strength is -0.5"),
+    (("--strength", "-1e3"), "strength is -1000"), (("--seed", "-1"), "'-1' is no seed"),
+    (("--seed", "9" * 20), "'9{20}' is no seed: give a whole number from 0 to 4294967295"),
+    (("--seed", "x"), "'x' is no seed"), (("--overwrite", "-1"), 'unknown option "-1"'), (("--strength", "much"), "strength is 'much'"),
     (("--denoise", "nml"), 'Did you mean "nlm"'),
     (("--protect-highlights", "7"), "protect_highlights is 7"),
     (("--protect-highlights", "x"), "invalid float"), (("--in-place",), "not both"),
@@ -582,6 +587,134 @@ def test_options_that_cannot_be(two, tmp_path, options, message):
     with pytest.raises(InputError, match=message) as error:
         here("enhance", two, "-o", tmp_path / "out", *options)
     assert "\n" not in str(error.value) and tree(tmp_path) == before
+
+
+def test_a_seed_of_export_is_checked():
+    with pytest.raises(InputError, match="is no seed"):
+        here("export", "zerodce", "-o", "m.stablehlo", "--seed", "9" * 20)
+
+
+def test_a_name_that_looks_like_an_option(two, model, tmp_path, monkeypatch):
+    monkeypatch.chdir(two)
+    for name in ("-dash.png", "-old.png"):
+        shutil.copy("a.png", name)
+        with pytest.raises(InputError) as error:
+            here("enhance", name, "-o", tmp_path / "out", "--model", model)
+        assert str(error.value) == (f'unknown option "{name}"; for the file of that name write '
+                                    f"./{name}, or -- {name} after all options")
+    assert here("enhance", "-o", tmp_path / "out", "--model", model, "--", "-dash.png") == 0
+    assert here("enhance", "./-old.png", "-o", tmp_path / "out", "--model", model) == 0
+    assert set(tree(tmp_path / "out")) == {"-dash.png", "-old.png"}
+
+
+def test_names_are_shown_in_one_line(two, model, tmp_path, capsys):
+    name = "a\n\x1b[31m\udcff\u2028b.png"
+    shown = "a\\n\\x1b[31m\\udcff\\u2028b.png"
+    (two / "sub" / "b.png").rename(two / name)
+    (two / "a.png").unlink()
+    assert here("enhance", two, "-o", tmp_path / "out", "--dry-run") == 0
+    assert capsys.readouterr().out.splitlines()[0] == (
+        f"{two}/{shown} -> {tmp_path}/out/{shown}")
+    (two / name).write_text("no picture")
+    assert here("enhance", two, "-o", tmp_path / "out", "--model", model) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {two}/{shown}: not a picture") and error.count("\n") == 1
+    monkey = ["lljax", "enhance", f"{two}/{name}/none", "-o", "x"]
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as code:
+        patch.setattr(sys, "argv", monkey)
+        cli.entry()
+    error = capsys.readouterr().err
+    assert code.value.code == 2 and shown in error and error.count("\n") == 1
+
+
+def test_several_pictures_go_into_a_folder_that_looks_like_one(two, tmp_path):
+    for inputs in ((two,), (two / "a.png", two / "sub" / "b.png")):
+        for name in ("o3.png", "o3.HEIC", "o3.mp4"):
+            with pytest.raises(InputError, match=f"folder of that name is written .*{name}/"):
+                here("enhance", *inputs, "-o", tmp_path / name)
+        assert here("enhance", *inputs, "-o", f"{tmp_path / 'o3.png'}{os.sep}", "--dry-run") == 0
+    assert not list(tmp_path.glob("o3*"))
+
+
+def test_a_wrong_number_of_frames_is_a_wrong_option(tmp_path):
+    (tmp_path / "a.mp4").touch()
+    with pytest.raises(InputError, match="--smooth 0: it must be 1 frame or more"):
+        here("enhance", tmp_path / "a.mp4", "-o", tmp_path / "out", "--smooth", "0")
+
+
+def test_other_networks_are_named_in_a_short_line(two, tmp_path):
+    with pytest.raises(InputError, match="; and 1[0-9] more; a setting of the networks") as error:
+        here("enhance", two, "-o", tmp_path / "out", "--model", "zerodce", "--set",
+             "model.width=8")
+    assert len(str(error.value)) < 400 and "\n" not in str(error.value)
+
+
+class CtrlC:
+    """Ctrl-C in a callback of the garbage collector, where Python ignores the exception."""
+
+    def __init__(self):
+        self.lost = []
+
+    def __call__(self, phase, _):
+        if phase == "start" and not self.lost:
+            self.lost.append("sent")
+            signal.raise_signal(signal.SIGINT)
+
+    def come(self):
+        gc.callbacks.append(self)
+        try:
+            gc.collect()
+        finally:
+            gc.callbacks.remove(self)
+
+
+@pytest.mark.parametrize("when", ["starting", "at work"])
+def test_ctrl_c_stops_where_python_ignores_it(two, model, tmp_path, monkeypatch, when):
+    for i in range(30):
+        shutil.copy(two / "a.png", two / f"c{i}.png")
+    ctrl_c, load, enhancing = CtrlC(), enhancer.load, folder.enhancing
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: ctrl_c.lost.append(found.exc_type))
+
+    def loading(*arguments, **options):
+        ctrl_c.come()
+        return load(*arguments, **options)
+
+    def working(*arguments):
+        work = enhancing(*arguments)
+
+        def first(picture):
+            ctrl_c.come()
+            return work(picture)
+        return first
+
+    if when == "starting":
+        monkeypatch.setattr(enhancer, "load", loading)
+    else:
+        monkeypatch.setattr(folder, "enhancing", working)
+    command = ("enhance", two, "-o", tmp_path / "out", "--model", model)
+    with pytest.raises(errors.Stopped, match="whole, or not there; --skip-existing goes on") as one:
+        here(*command)
+    assert one.value.code == 130 and ctrl_c.lost == ["sent", KeyboardInterrupt]
+    assert len(tree(tmp_path / "out")) == (when == "at work")
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_is_one_line_and_kept_from_who_ignores_it(two, model, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        signal.raise_signal(signal.SIGINT)
+        raise InputError("went on")
+
+    monkeypatch.setattr(enhancer, "load", interrupted)
+    command = ("enhance", two, "--in-place", "--model", model)
+    with pytest.raises(errors.Stopped, match="file is whole, as it was or replaced"):
+        here(*command)
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with pytest.raises(InputError, match="went on"):
+            here(*command)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.parametrize("arguments, message", [
@@ -621,6 +754,32 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, monkeypatch,
     # The two at work, `ahead` read and `ahead` + 1 written; and each of the threads may still hold
     # what it has just handed over.
     assert max(counts) <= 2 + (2 * ahead + 1) + 2 * max(1, ahead)
+
+
+def test_the_process_s_memory_does_not_grow_with_the_number_of_pictures(model, tmp_path):
+    """12 pictures, then 60: keeping 48 decoded ones, and no more, would be 138 MB."""
+    status = pathlib.Path("/proc/self/status")
+    if not status.exists() or "VmHWM" not in status.read_text():
+        pytest.skip("this system does not tell the largest memory of a process")
+    rng, one = np.random.default_rng(0), tmp_path / "one.jpg"
+    coarse = Image.fromarray(rng.integers(0, 90, (8, 12, 3)).astype(np.uint8))
+    coarse.resize((1200, 800), Image.Resampling.BICUBIC).save(one)
+    for count in (12, 60):
+        (tmp_path / str(count)).mkdir()
+        for i in range(count):
+            shutil.copy(one, tmp_path / str(count) / f"{i}.jpg")
+    code = ("import re, sys\nfrom lljax import cli\n"
+            "for count in ('12', '60'):\n"
+            "    code = cli.main(['lljax', 'enhance', count, '-o', 'out' + count, '--model',"
+            " sys.argv[1]])\n"
+            "    peak = re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1]\n"
+            "    print(code, int(peak) * 1024)\n")
+    done = subprocess.run([sys.executable, "-c", code, model], cwd=tmp_path, capture_output=True,
+                          text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    few, many = (line.split() for line in done.stdout.splitlines()[1::2])
+    assert few[0] == many[0] == "0" and len(list((tmp_path / "out60").iterdir())) == 60
+    assert int(many[1]) - int(few[1]) < 40e6, (few, many)
 
 
 def test_labels_of_models(tmp_path, monkeypatch):

@@ -287,8 +287,13 @@ def _is_file(output: str, known: Iterable[str], kind: str, usual: str) -> bool:
 
 
 def _check_folder(output: str, kind: str) -> None:
-    if os.path.exists(output) and not os.path.isdir(output):
+    if os.path.isdir(output):
+        return
+    if os.path.exists(output):
         raise InputError(f"{output}: is a file; the output of several {kind} is a folder")
+    if os.path.splitext(output)[1].lower() in images.READABLE | images.VIDEOS:
+        raise InputError(f"{output}: the output of several {kind}, or of a folder, is a folder; a "
+                         f"folder of that name is written {output}{os.sep}")
 
 
 def _replaced(found: Sequence[tuple[str, str]]) -> tuple[list[Job], list[tuple[Job, str]]]:
@@ -501,7 +506,8 @@ def sheet(pictures: Mapping[str, Image.Image]) -> np.ndarray:
     return np.asarray(whole)
 
 
-def run(jobs: Sequence[Job], work: Work, ahead: int | None = None) -> Iterator[Done]:
+def run(jobs: Sequence[Job], work: Work, ahead: int | None = None,
+        stop: Callable[[], bool] = lambda: False) -> Iterator[Done]:
     """Does the jobs; yields each when it is finished, in their order but for failed ones.
 
     Reading and writing run in threads beside the work, a few pictures ahead and behind: memory does
@@ -513,6 +519,7 @@ def run(jobs: Sequence[Job], work: Work, ahead: int | None = None) -> Iterator[D
         NAME_MAP.png beside the result, before it.
       ahead: how many pictures are read ahead, and written behind; 0 has one picture in memory at a
         time. Default: by the number of cores.
+      stop: asked before each picture whether to leave out it and the rest.
     """
     if ahead is None:
         ahead = max(2, min(8, (os.cpu_count() or 1) // 2))
@@ -528,7 +535,7 @@ def run(jobs: Sequence[Job], work: Work, ahead: int | None = None) -> Iterator[D
 
         for _ in range(ahead):
             read_next()
-        while reading or read_next():
+        while (reading or read_next()) and not stop():
             job, future = reading.popleft()
             picture, spent, error = future.result()
             del future  # it has the picture as it was
