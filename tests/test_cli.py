@@ -570,9 +570,11 @@ def test_sheets_of_pictures_of_one_name(two, model, tmp_path):
 
 @pytest.mark.parametrize("options, message", [
     (("--strength", "1.5"), "strength is 1.5"), (("--strength", "-0.5"), "strength is -0.5"),
-    (("--strength", "-1e3"), "strength is -1000"), (("--seed", "-1"), "'-1' is no seed"),
-    (("--seed", "9" * 20), "'9{20}' is no seed: give a whole number from 0 to 4294967295"),
-    (("--seed", "x"), "'x' is no seed"), (("--overwrite", "-1"), 'unknown option "-1"'), (("--strength", "much"), "strength is 'much'"),
+    (("--strength", "-1e3"), "strength is -1000"),
+    (("--seed", "-1"), "'-1' is no seed: give a whole number from 0 to 4294967295"),
+    (("--seed", "9" * 20), "'9{20}' is no seed"),
+    (("--seed", "x"), "'x' is no seed"), (("--overwrite", "-1"), 'unknown option "-1"'),
+    (("--strength", "much"), "strength is 'much'"),
     (("--denoise", "nml"), 'Did you mean "nlm"'),
     (("--protect-highlights", "7"), "protect_highlights is 7"),
     (("--protect-highlights", "x"), "invalid float"), (("--in-place",), "not both"),
@@ -756,30 +758,31 @@ def test_memory_does_not_grow_with_the_number_of_pictures(tmp_path, monkeypatch,
     assert max(counts) <= 2 + (2 * ahead + 1) + 2 * max(1, ahead)
 
 
-def test_the_process_s_memory_does_not_grow_with_the_number_of_pictures(model, tmp_path):
-    """12 pictures, then 60: keeping 48 decoded ones, and no more, would be 138 MB."""
+def test_the_process_s_memory_does_not_grow_with_the_number_of_pictures(tmp_path):
+    """12 pictures, then 60: keeping the 48 more decoded, and nothing else, would be 99 MB."""
     status = pathlib.Path("/proc/self/status")
     if not status.exists() or "VmHWM" not in status.read_text():
         pytest.skip("this system does not tell the largest memory of a process")
-    rng, one = np.random.default_rng(0), tmp_path / "one.jpg"
+    rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 90, (8, 12, 3)).astype(np.uint8))
-    coarse.resize((1200, 800), Image.Resampling.BICUBIC).save(one)
+    coarse.resize((960, 720), Image.Resampling.BICUBIC).save(tmp_path / "one.jpg")
     for count in (12, 60):
         (tmp_path / str(count)).mkdir()
         for i in range(count):
-            shutil.copy(one, tmp_path / str(count) / f"{i}.jpg")
-    code = ("import re, sys\nfrom lljax import cli\n"
+            shutil.copy(tmp_path / "one.jpg", tmp_path / str(count) / f"{i}.jpg")
+    code = ("import re\nfrom lljax import cli\n"
             "for count in ('12', '60'):\n"
-            "    code = cli.main(['lljax', 'enhance', count, '-o', 'out' + count, '--model',"
-            " sys.argv[1]])\n"
+            "    code = cli.main(['lljax', 'enhance', count, '-o', 'out' + count])\n"
             "    peak = re.search(r'VmHWM:\\s+(\\d+) kB', open('/proc/self/status').read())[1]\n"
             "    print(code, int(peak) * 1024)\n")
-    done = subprocess.run([sys.executable, "-c", code, model], cwd=tmp_path, capture_output=True,
-                          text=True, timeout=300)
+    # Else glibc keeps what is let go, as chance has it: more than is looked for here.
+    env = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536"}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True,
+                          text=True, env=env, timeout=300)
     assert done.returncode == 0, done.stderr
     few, many = (line.split() for line in done.stdout.splitlines()[1::2])
     assert few[0] == many[0] == "0" and len(list((tmp_path / "out60").iterdir())) == 60
-    assert int(many[1]) - int(few[1]) < 40e6, (few, many)
+    assert int(many[1]) - int(few[1]) < 30e6, (few, many)
 
 
 def test_labels_of_models(tmp_path, monkeypatch):
