@@ -96,13 +96,14 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         return commands[name]
 
     add = command("enhance", _enhance, "Enhance pictures: files, or folders with their tree. Each "
-                  "keeps its name, size and format. And videos: files.").add_argument
+                  "keeps its name, size and format. And videos: files. Options marked (pictures) "
+                  "are refused for videos, those marked (videos) for pictures.").add_argument
     add("inputs", nargs="+", metavar="IN", help="picture files and folders; video files; - for a "
         "picture from standard input")
     add("-o", "--output", metavar="OUT", help="output folder; for one input file also an output "
         "file, or - for standard output")
-    add("--in-place", action="store_true", help="replace the pictures, each when its result is "
-        "complete; instead of -o")
+    add("--in-place", action="store_true", help="(pictures) replace them, each when its result "
+        "is complete; instead of -o")
     add("--model", metavar="NAME|WORKDIR|FILE", help="name from `lljax models`, workdir of a "
         "training, or .safetensors file; default: the one that `lljax models` marks")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the "
@@ -110,24 +111,25 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
     add("--seed", type=_seed, default=0, metavar="N", help="of what a method draws, e.g. the noise "
         "that diffusion starts from; the same seed gives the same picture (default: 0)")
     add("--strength", default="1", metavar="0..1|auto", help="share of the change that is made; "
-        "auto: by how dark the picture is, so that well-lit ones stay (default: 1)")
+        "auto (pictures): by how dark it is, so that well-lit ones stay (default: 1)")
     add("--protect-highlights", type=float, default=0.0, metavar="0..1",
-        help="how far bright places go back to what they were (default: 0)")
-    add("--denoise", default="none", metavar="none|nlm|bm3d", help="filter of the result, most "
-        "where the picture was dark; needs pip install 'lljax[denoise]' (default: none)")
-    add("--tta", action="store_true", help="mean over the picture's eight flips and quarter turns: "
+        help="(pictures) how far bright places go back to what they were (default: 0)")
+    add("--denoise", default="none", metavar="none|nlm|bm3d", help="(pictures) filter of "
+        "the result, most where the picture was dark; needs pip install 'lljax[denoise]' "
+        "(default: none)")
+    add("--tta", action="store_true", help="(pictures) mean over eight flips and quarter turns: "
         "eight times the work, less noise")
-    add("--compare", metavar="all|MODEL,...", help="write no results but sheets, NAME_compare.jpg: "
-        "the picture and what each model makes of it, side by side")
-    add("--max-memory", type=_memory, metavar="SIZE", help="limit on memory, e.g. 2G or 800M: the "
-        "process's, with an accelerator the device's. Pictures are cut into tiles that fit, and "
-        "read, enhanced and written one after the other (default: none)")
-    add("--save-maps", action="store_true", help="beside each result write what the method made "
-        "it of (curves, reflectance, illumination, ...) as PNG pictures, NAME_MAP.png, or where "
-        "that is taken NAME.SUFFIX_MAP.png")
-    add("--smooth", type=float, metavar="FRAMES", help="videos: where the picture rests, average "
+    add("--compare", metavar="all|MODEL,...", help="(pictures) write no results but sheets, "
+        "NAME_compare.jpg: the picture and what each model makes of it, side by side")
+    add("--max-memory", type=_memory, metavar="SIZE", help="(pictures) limit on memory, e.g. 2G "
+        "or 800M: the process's, with an accelerator the device's. Pictures are cut into tiles "
+        "that fit, and read, enhanced and written one after the other (default: none)")
+    add("--save-maps", action="store_true", help="(pictures) beside each result write what "
+        "the method made it of (curves, reflectance, illumination, ...) as PNG pictures, "
+        "NAME_MAP.png, or where that is taken NAME.SUFFIX_MAP.png")
+    add("--smooth", type=float, metavar="FRAMES", help="(videos) where the picture rests, average "
         "over so many frames against noise and flicker; 1 for none (default: 12)")
-    add("--quality", type=int, metavar="CRF", help="videos: constant rate factor of the encoder, "
+    add("--quality", type=int, metavar="CRF", help="(videos) constant rate factor of the encoder, "
         "lower is better and larger (default: 16 for H.264, 20 for .webm)")
     add("--overwrite", action="store_true", help="replace existing outputs")
     add("--skip-existing", action="store_true", help="leave out inputs whose output exists")
