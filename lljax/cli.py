@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
+import signal
 import sys
+import threading
 import time
 import warnings
 from collections.abc import Sequence
@@ -12,6 +15,8 @@ from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from lljax import errors
 from lljax.errors import InputError
+
+_NEGATIVE = re.compile(r"-(\.?\d|inf|nan)")  # how a number begins that is no option
 
 if TYPE_CHECKING:
     from lljax.inference.enhancer import Enhancer
@@ -43,6 +48,7 @@ def main(argv: Sequence[str]) -> int:
             raise errors.unknown("command", arguments[0], commands)
         if arguments[0] == "ablate":  # its flags are the config's
             return _ablate(["lljax ablate", *arguments[1:]])
+        arguments[1:] = _joined(arguments[1:], commands[arguments[0]])
         _check_flags(arguments[1:], commands[arguments[0]])
     elif arguments:
         _check_flags(arguments, parser)
@@ -54,15 +60,23 @@ def main(argv: Sequence[str]) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser whose errors are InputErrors, and that knows the names of its flags."""
+    """A parser whose errors are InputErrors, and that knows the names of its flags.
+
+    Attributes:
+      flags: all of them.
+      valued: those that a value follows.
+    """
 
     def __init__(self, *args, **kwargs):
         self.flags: list[str] = []
+        self.valued: set[str] = set()
         super().__init__(*args, allow_abbrev=False, **kwargs)
 
     def add_argument(self, *args, **kwargs):
         action = super().add_argument(*args, **kwargs)
         self.flags += action.option_strings
+        if action.nargs is None:
+            self.valued.update(action.option_strings)
         return action
 
     def error(self, message: str) -> NoReturn:
@@ -82,37 +96,40 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         return commands[name]
 
     add = command("enhance", _enhance, "Enhance pictures: files, or folders with their tree. Each "
-                  "keeps its name, size and format. And videos: files.").add_argument
+                  "keeps its name, size and format. And videos: files. Options marked (pictures) "
+                  "are refused for videos, those marked (videos) for pictures.").add_argument
     add("inputs", nargs="+", metavar="IN", help="picture files and folders; video files; - for a "
         "picture from standard input")
     add("-o", "--output", metavar="OUT", help="output folder; for one input file also an output "
         "file, or - for standard output")
-    add("--in-place", action="store_true", help="replace the pictures, each when its result is "
-        "complete; instead of -o")
+    add("--in-place", action="store_true", help="(pictures) replace them, each when its result "
+        "is complete; instead of -o")
     add("--model", metavar="NAME|WORKDIR|FILE", help="name from `lljax models`, workdir of a "
         "training, or .safetensors file; default: the one that `lljax models` marks")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the "
         "model's config, e.g. denoise.name=nlm; may be repeated")
-    add("--seed", type=int, default=0, metavar="N", help="of what a method draws, e.g. the noise "
+    add("--seed", type=_seed, default=0, metavar="N", help="of what a method draws, e.g. the noise "
         "that diffusion starts from; the same seed gives the same picture (default: 0)")
     add("--strength", default="1", metavar="0..1|auto", help="share of the change that is made; "
-        "auto: by how dark the picture is, so that well-lit ones stay (default: 1)")
+        "auto (pictures): by how dark it is, so that well-lit ones stay (default: 1)")
     add("--protect-highlights", type=float, default=0.0, metavar="0..1",
-        help="how far bright places go back to what they were (default: 0)")
-    add("--denoise", default="none", metavar="none|nlm|bm3d", help="filter of the result, most "
-        "where the picture was dark; needs pip install 'lljax[denoise]' (default: none)")
-    add("--tta", action="store_true", help="mean over the picture's eight flips and quarter turns: "
+        help="(pictures) how far bright places go back to what they were (default: 0)")
+    add("--denoise", default="none", metavar="none|nlm|bm3d", help="(pictures) filter of "
+        "the result, most where the picture was dark; needs pip install 'lljax[denoise]' "
+        "(default: none)")
+    add("--tta", action="store_true", help="(pictures) mean over eight flips and quarter turns: "
         "eight times the work, less noise")
-    add("--compare", metavar="all|MODEL,...", help="write no results but sheets, NAME_compare.jpg: "
-        "the picture and what each model makes of it, side by side")
-    add("--max-memory", type=_memory, metavar="SIZE", help="limit on memory, e.g. 2G or 800M: the "
-        "process's, with an accelerator the device's. Pictures are cut into tiles that fit, and "
-        "read, enhanced and written one after the other (default: none)")
-    add("--save-maps", action="store_true", help="beside each result write what the method made "
-        "it of (curves, reflectance, illumination, ...) as PNG pictures, NAME_MAP.png")
-    add("--smooth", type=float, metavar="FRAMES", help="videos: where the picture rests, average "
+    add("--compare", metavar="all|MODEL,...", help="(pictures) write no results but sheets, "
+        "NAME_compare.jpg: the picture and what each model makes of it, side by side")
+    add("--max-memory", type=_memory, metavar="SIZE", help="(pictures) limit on memory, e.g. 2G "
+        "or 800M: the process's, with an accelerator the device's. Pictures are cut into tiles "
+        "that fit, and read, enhanced and written one after the other (default: none)")
+    add("--save-maps", action="store_true", help="(pictures) beside each result write what "
+        "the method made it of (curves, reflectance, illumination, ...) as PNG pictures, "
+        "NAME_MAP.png, or where that is taken NAME.SUFFIX_MAP.png")
+    add("--smooth", type=float, metavar="FRAMES", help="(videos) where the picture rests, average "
         "over so many frames against noise and flicker; 1 for none (default: 12)")
-    add("--quality", type=int, metavar="CRF", help="videos: constant rate factor of the encoder, "
+    add("--quality", type=int, metavar="CRF", help="(videos) constant rate factor of the encoder, "
         "lower is better and larger (default: 16 for H.264, 20 for .webm)")
     add("--overwrite", action="store_true", help="replace existing outputs")
     add("--skip-existing", action="store_true", help="leave out inputs whose output exists")
@@ -152,7 +169,7 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         "default: of any (.tflite needs it)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the "
         "model's config; may be repeated")
-    add("--seed", type=int, default=0, metavar="N", help="of what a method draws (default: 0)")
+    add("--seed", type=_seed, default=0, metavar="N", help="of what a method draws (default: 0)")
     add("--overwrite", action="store_true", help="replace an existing file")
 
     add = command("data", _data, "Check pictures before training on them, or prepare a published "
@@ -208,6 +225,17 @@ def _memory(text: str) -> int:
     return int(size)
 
 
+def _seed(text: str) -> int:
+    try:
+        seed = int(text)
+    except ValueError:
+        seed = -1
+    if not 0 <= seed < 2**32:  # JAX takes others, but modulo 2^32
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed: give a whole number from 0 to "
+                                         f"{2**32 - 1}")
+    return seed
+
+
 class _Version(argparse.Action):
     def __call__(self, parser, namespace, values, option_string=None):
         import lljax
@@ -221,18 +249,86 @@ def _check_flags(arguments: Sequence[str], parser: _Parser) -> None:
         if argument == "--":
             return
         flag = argument.split("=")[0] if argument.startswith("--") else argument[:2]
-        if flag.startswith("-") and len(flag) > 1 and flag not in parser.flags:
+        if not flag.startswith("-") or argument in ("-", *parser.flags):
+            continue
+        if os.path.lexists(argument):  # even -old.jpg, which may also mean -o ld.jpg
+            raise InputError(f'unknown option "{argument}"; for the file of that name write '
+                             f".{os.sep}{argument}, or -- {argument} after all options")
+        if flag not in parser.flags:
             raise errors.unknown("option", argument.split("=")[0], parser.flags)
 
 
+def _joined(arguments: Sequence[str], parser: _Parser) -> list[str]:
+    """The arguments, negative numbers joined to the options that they are the values of."""
+    joined: list[str] = []
+    for i, argument in enumerate(arguments):
+        if argument == "--":
+            return joined + list(arguments[i:])
+        if joined and joined[-1] in parser.valued and _NEGATIVE.match(argument):
+            joined[-1] += f"={argument}"
+        else:
+            joined.append(argument)
+    return joined
+
+
+class _Interrupt:
+    """Notes Ctrl-C, beside the KeyboardInterrupt.
+
+    Python ignores that where it comes up in a callback of the garbage collector; JAX has one.
+
+    Attributes:
+      noted: whether there was a Ctrl-C.
+    """
+
+    def __init__(self, options: argparse.Namespace):
+        self.noted = False
+        kept = options.in_place or options.overwrite
+        self._text = ("Ctrl-C; every file is whole, " + (
+            "as it was or replaced" if kept else "or not there; --skip-existing goes on from there")
+            if options.output != "-" else "Ctrl-C")
+
+    def __enter__(self) -> _Interrupt:
+        def note(number, frame):
+            self.noted = True
+            signal.default_int_handler(number, frame)
+
+        # Python takes signals in the main thread alone. Who starts a command in such a way that
+        # Ctrl-C does not reach it means it.
+        self._ours = (threading.current_thread() is threading.main_thread()
+                      and signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+        if self._ours:
+            signal.signal(signal.SIGINT, note)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
+        if self._ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+        if kind is KeyboardInterrupt:
+            raise errors.Stopped(self._text, 130) from None
+
+    def check(self) -> None:
+        """Stops if there was a Ctrl-C.
+
+        Raises:
+          KeyboardInterrupt: there was.
+        """
+        if self.noted:
+            raise KeyboardInterrupt
+
+
 def _enhance(options: argparse.Namespace) -> int:
+    with _Interrupt(options) as interrupt:
+        return _enhance_files(options, interrupt)
+
+
+def _enhance_files(options: argparse.Namespace, interrupt: _Interrupt) -> int:
     videos = [path for path in options.inputs if _is_video(path)]
     if videos:
         others = [path for path in options.inputs if path not in videos]
         if others:
             raise InputError(f"{videos[0]} is a video and {others[0]} is none; enhance videos and "
                              "pictures one after the other")
-        return _enhance_videos(options)
+        return _enhance_videos(options, interrupt)
     for flag in ("smooth", "quality"):
         if getattr(options, flag) is not None:
             raise InputError(f"--{flag} is for videos, and the input is none")
@@ -244,29 +340,29 @@ def _enhance(options: argparse.Namespace) -> int:
                       options.tta)
     plan = folder.plan(options.inputs, None if options.in_place else options.output,
                        _existing(options), bool(options.compare))
-    if options.dry_run:
-        return _show_plan(plan)
     if options.json:
         folder.check_summary(options.json)
-    names, work, enhancers = [], None, {}
-    if plan.jobs:
+    work, enhancers = None, {}
+    if plan.jobs and (options.save_maps or not options.dry_run):
         from lljax import parallel
         parallel.keep_programs()
         enhancers = _load(options)
-        folder.make_folders(plan.jobs)
         if options.save_maps:
-            names = enhancers[_model(options)].drawn()
-            if not names:
-                raise InputError(f"--save-maps: the method of {_model(options)} has no maps that "
-                                 "can be drawn")
-            plan = folder.plan_maps(plan, names, _existing(options))
+            plan = folder.plan_maps(plan, _drawn(enhancers[_model(options)], options),
+                                    _existing(options))
+    if options.dry_run:
+        return _show_plan(plan)
+    folder.make_folders(plan.jobs, options.json)
+    if plan.jobs:
         if options.compare:
             shown = dict(zip(folder.labels(list(enhancers)), enhancers.values(), strict=True))
             work = folder.comparing(shown, control)
         else:
             work = folder.enhancing(*enhancers.values(), control, options.save_maps)
     ready = time.perf_counter() - start
-    done = _progress(plan, work, options)
+    done = _progress(plan, work, options, interrupt)
+    if len(done) < len(plan.jobs):
+        interrupt.check()
     compiled = sum(enhancer.compile_seconds for enhancer in enhancers.values())
     seconds = {"import": ready, "compile": compiled,
                "run": time.perf_counter() - start - ready - compiled}
@@ -304,8 +400,9 @@ def _report(options: argparse.Namespace, done: Sequence[Done], plan: Plan,
     skipped = f"{totals['skipped']} skipped, " if options.skip_existing else ""
     place = "standard output" if options.output == "-" else options.output or "place"
     spent = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
-    print(f"{totals['enhanced']} enhanced, {skipped}{totals['failed']} failed; in {place}; "
-          f"{sum(seconds.values()):.1f} s ({spent}){folder.left(plan)}", file=_says(options))
+    print(errors.line(
+        f"{totals['enhanced']} enhanced, {skipped}{totals['failed']} failed; in {place}; "
+        f"{sum(seconds.values()):.1f} s ({spent}){folder.left(plan)}"), file=_says(options))
     return 1 if totals["failed"] else 0
 
 
@@ -375,18 +472,30 @@ def _load(options: argparse.Namespace) -> dict[str, Enhancer]:
             for name in _models_of(options)}
 
 
+def _drawn(enhancer: Enhancer, options: argparse.Namespace) -> list[str]:
+    """The names of the maps that are to be saved."""
+    names = enhancer.drawn()
+    if not names:
+        raise InputError(f"--save-maps: the method of {_model(options)} has no maps that can be "
+                         "drawn")
+    return names
+
+
 def _show_plan(plan: Plan) -> int:
     from lljax.inference import folder
     for job in plan.jobs:
-        print(f"{job.file} -> {job.target}")
+        for path in (job.target, *(path for _, path in job.maps)):
+            print(errors.line(f"{job.file} -> {path}"))
     for _, message in plan.refused:
-        print(f"error: {message}", file=sys.stderr)
-    print(f"would enhance {len(plan.jobs)}, skip {len(plan.skipped)}, refuse {len(plan.refused)}; "
-          f"nothing was written{folder.left(plan)}")
+        print(errors.line(f"error: {message}"), file=sys.stderr)
+    print(errors.line(
+        f"would enhance {len(plan.jobs)}, skip {len(plan.skipped)}, refuse {len(plan.refused)}; "
+        f"nothing was written{folder.left(plan)}"))
     return 1 if plan.refused else 0
 
 
-def _progress(plan: Plan, work: Work | None, options: argparse.Namespace) -> list[Done]:
+def _progress(plan: Plan, work: Work | None, options: argparse.Namespace,
+              interrupt: _Interrupt) -> list[Done]:
     """Does what is planned; shows how far it is, and what goes wrong."""
     from PIL import Image
     from tqdm import tqdm
@@ -398,12 +507,13 @@ def _progress(plan: Plan, work: Work | None, options: argparse.Namespace) -> lis
     with tqdm(total=len(plan.jobs), unit="picture", file=sys.stderr, leave=False,
               disable=options.quiet or not sys.stderr.isatty()) as bar:
         for _, message in plan.refused:
-            bar.write(f"error: {message}", file=sys.stderr)
-        for one in folder.run(plan.jobs, work, 0 if options.max_memory else None):
+            bar.write(errors.line(f"error: {message}"), file=sys.stderr)
+        for one in folder.run(plan.jobs, work, 0 if options.max_memory else None,
+                              lambda: interrupt.noted):
             done.append(one)
             bar.update()
             if one.error is not None:
-                bar.write(f"error: {one.error}", file=sys.stderr)
+                bar.write(errors.line(f"error: {one.error}"), file=sys.stderr)
     return done
 
 
@@ -428,7 +538,7 @@ def _check_enhance_videos(options: argparse.Namespace) -> None:
     _check_both(options)
 
 
-def _enhance_videos(options: argparse.Namespace) -> int:
+def _enhance_videos(options: argparse.Namespace, interrupt: _Interrupt) -> int:
     start = time.perf_counter()
     _check_enhance_videos(options)
     from lljax.inference import folder, video
@@ -438,39 +548,41 @@ def _enhance_videos(options: argparse.Namespace) -> int:
                "quality": options.quality}
     plan = folder.plan_videos(options.inputs, options.output, _existing(options))
     for job in plan.jobs:
-        video.check(job.target, options.quality)
+        video.check(job.target, options.quality, control["smooth"])
     if options.dry_run:
         return _show_plan(plan)
     if options.json:
         folder.check_summary(options.json)
     for _, message in plan.refused:
-        print(f"error: {message}", file=sys.stderr)
+        print(errors.line(f"error: {message}"), file=sys.stderr)
     done, model = [], None
     if plan.jobs:
         from lljax import parallel
         from lljax.inference import enhancer
         parallel.keep_programs()
         model = enhancer.load_method(_model(options), options.set)
-        folder.make_folders(plan.jobs)
+    folder.make_folders(plan.jobs, options.json)
     ready = time.perf_counter() - start
     for job in plan.jobs:
-        done.append(_enhance_video(job, model, control, options))
+        done.append(_enhance_video(job, model, control, options, interrupt))
     seconds = {"import": ready, "run": time.perf_counter() - start - ready}
     return _report(options, done, plan, seconds, models=[_model(options)], control=control)
 
 
 def _enhance_video(job: Job, model: tuple[Method, dict[str, Any]], control: dict[str, Any],
-                   options: argparse.Namespace) -> Done:
+                   options: argparse.Namespace, interrupt: _Interrupt) -> Done:
     """Enhances a video; shows how far it is, and what goes wrong."""
     from tqdm import tqdm
 
     from lljax.inference import folder, video
+    interrupt.check()
     start, found, error = time.perf_counter(), None, None
-    with tqdm(unit="frame", desc=os.path.basename(job.file), file=sys.stderr, leave=False,
-              disable=options.quiet or not sys.stderr.isatty()) as bar:
+    with tqdm(unit="frame", desc=errors.line(os.path.basename(job.file)), file=sys.stderr,
+              leave=False, disable=options.quiet or not sys.stderr.isatty()) as bar:
         def progress(count, total):
             bar.total = max(count, total) if total else None
             bar.update()
+            interrupt.check()
 
         try:
             found = video.enhance(job.file, job.target, *model, seed=options.seed,
@@ -482,13 +594,13 @@ def _enhance_video(job: Job, model: tuple[Method, dict[str, Any]], control: dict
             error = f"{job.file}: {type(caught).__name__}: {text}"
     seconds = time.perf_counter() - start
     if found is None:
-        print(f"error: {error}", file=sys.stderr)
+        print(errors.line(f"error: {error}"), file=sys.stderr)
         return folder.Done(job, None, seconds, error)
     for note in found.notes:
-        print(f"note: {job.file}: {note}", file=_says(options))
+        print(errors.line(f"note: {job.file}: {note}"), file=_says(options))
     height, width = found.size
-    print(f"{job.target}: {found.frames} frames of {width} x {height}, "
-          f"{found.frames / found.seconds:.1f} frames/s", file=_says(options))
+    print(errors.line(f"{job.target}: {found.frames} frames of {width} x {height}, "
+                      f"{found.frames / found.seconds:.1f} frames/s"), file=_says(options))
     return folder.Done(job, (width, height), seconds, None,
                        {"frames": found.frames, "notes": list(found.notes)})
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable
 
 
@@ -43,15 +44,25 @@ def unknown(what: str, name: str, known: Iterable[str]) -> InputError:
     return InputError(f'unknown {what} "{name}".{hint} Known: {", ".join(known) or "none"}')
 
 
+def line(text: str) -> str:
+    """A text to be shown as one line: what controls a terminal, or is no text, is escaped.
+
+    Names of files may have both.
+    """
+    return "".join(character.encode("unicode_escape").decode()
+                   if unicodedata.category(character) in ("Cc", "Cs", "Zl", "Zp") else character
+                   for character in text)
+
+
 def run(main: Callable[[list[str]], int | None]) -> None:
     """Runs a command's `main(argv)`: a user's mistake is one line on stderr and exit code 2."""
     try:
         code = main(sys.argv)
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(line(f"error: {error}"), file=sys.stderr)
         code = 2
     except Stopped as stopped:
-        print(f"stopped: {stopped}", file=sys.stderr)
+        print(line(f"stopped: {stopped}"), file=sys.stderr)
         code = stopped.code
     except KeyboardInterrupt:
         code = 130

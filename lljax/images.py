@@ -182,17 +182,17 @@ def read_rgb(path: str | os.PathLike) -> np.ndarray:
     return pixels if pixels.dtype == np.uint8 else to_uint(to_float(pixels), np.uint8)
 
 
-def write(path: str | os.PathLike, picture: Picture) -> None:
+def write(path: str | os.PathLike, picture: Picture, *, replace: bool = True) -> None:
     """Writes a picture file, whole or not at all, in the format of the path's suffix.
 
     Args:
-      path: output file; an existing one is replaced. A suffix that is not in `FORMATS` keeps the
-        picture's own format.
+      path: output file. A suffix that is not in `FORMATS` keeps the picture's own format.
       picture: what to write.
+      replace: whether an existing file is replaced.
 
     Raises:
-      InputError: the format cannot be written or cannot hold it (alpha or 16 bits), or the folder
-        cannot be written.
+      InputError: as `beside`; the format cannot be written or cannot hold it (alpha or 16 bits),
+        or the folder cannot be written.
     """
     path = os.fspath(path)
     suffix = os.path.splitext(path)[1].lower()
@@ -202,8 +202,10 @@ def write(path: str | os.PathLike, picture: Picture) -> None:
     form = FORMATS.get(suffix, picture.format)
     _check_fit(picture, form, path)
     try:
-        with atomic(path) as file:
+        with atomic(path, replace) as file:
             _save(file, picture, form)
+    except InputError:
+        raise
     except _DAMAGE as error:
         reason = getattr(error, "strerror", None) or error  # without the temporary name
         raise InputError(f"{path}: cannot be written ({reason})") from error
@@ -239,30 +241,48 @@ def output_name(name: str) -> str:
 
 
 @contextlib.contextmanager
-def atomic(path: str | os.PathLike) -> Iterator[IO[bytes]]:
+def atomic(path: str | os.PathLike, replace: bool = True) -> Iterator[IO[bytes]]:
     """Opens a file that takes the name `path` only when the block ends without an error.
+
+    Args:
+      path: as of `beside`.
+      replace: as of `beside`.
 
     Yields:
       A binary file as `beside` names it.
+
+    Raises:
+      InputError: as `beside`.
     """
-    with beside(path) as temporary, open(temporary, "xb") as file:
+    with beside(path, replace) as temporary, open(temporary, "xb") as file:
         yield file
 
 
 @contextlib.contextmanager
-def beside(path: str | os.PathLike) -> Iterator[str]:
+def beside(path: str | os.PathLike, replace: bool = True) -> Iterator[str]:
     """A name for a file that takes the name `path` only when the block ends without an error.
 
     A file that it replaces hands on its permissions, and goes only when the new one is on the disk.
 
+    Args:
+      path: the name.
+      replace: whether a file that has that name, or a link, gives way; else it stays, even if it
+        came while the block was at work.
+
     Yields:
       The path of a file in the same folder, which the block is to write; it is removed if the
       block fails. It is short: the name may be as long as the system allows.
+
+    Raises:
+      InputError: with `replace` False, there is something of that name.
     """
     path = os.fspath(path)
     temporary = os.path.join(os.path.dirname(path), f".lljax-{secrets.token_hex(4)}.tmp")
     try:
         yield temporary
+        if not replace:
+            _name(temporary, path)
+            return
         if os.path.exists(path):
             os.chmod(temporary, os.stat(path).st_mode & 0o7777)
             with open(temporary, "rb") as file:
@@ -271,6 +291,32 @@ def beside(path: str | os.PathLike) -> Iterator[str]:
     except BaseException:
         with contextlib.suppress(FileNotFoundError):  # it may not have been made
             os.remove(temporary)
+        raise
+
+
+def _name(temporary: str, path: str) -> None:
+    """Gives a file a name that nothing has."""
+    try:
+        try:
+            os.link(temporary, path)  # unlike renaming it fails if the name is taken
+        except FileExistsError:
+            raise
+        except OSError:
+            # No links on this file system (FAT, some of networks). An empty file takes the name,
+            # which fails likewise, and is replaced: who looks between the two sees it empty.
+            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+            _replace_empty(temporary, path)
+        else:
+            os.remove(temporary)
+    except FileExistsError:
+        raise InputError(f"{path} exists already; --overwrite replaces it") from None
+
+
+def _replace_empty(temporary: str, path: str) -> None:
+    try:
+        os.replace(temporary, path)
+    except BaseException:
+        os.remove(path)
         raise
 
 

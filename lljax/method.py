@@ -408,12 +408,12 @@ def _accumulate(grad_fn, params, batch, micro, unroll):
 
 
 def shape_differences(found: Any, expected: Any) -> str:
-    """Where the shapes of two trees of arrays differ, in words; "" if nowhere."""
+    """Where the shapes of two trees of arrays differ, in words, at most three; "" if nowhere."""
     found, expected = _shapes(found), _shapes(expected)
-    return "; ".join(
-        f"{name} {found.get(name, 'absent')} instead of {expected.get(name, 'nothing')}"
-        for name in sorted(found.keys() | expected.keys())
-        if found.get(name) != expected.get(name))
+    wrong = [f"{name} {found.get(name, 'absent')} instead of {expected.get(name, 'nothing')}"
+             for name in sorted(found.keys() | expected.keys())
+             if found.get(name) != expected.get(name)]
+    return "; ".join(wrong[:3]) + (f"; and {len(wrong) - 3} more" if len(wrong) > 3 else "")
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -432,6 +432,37 @@ def test_atomic_keeps_the_old_file_when_writing_fails(tmp_path):
     assert path.read_bytes() == b"new" and list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.parametrize("links", [True, False])
+def test_what_came_while_a_file_was_written_stays(tmp_path, monkeypatch, links):
+    def none(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    if not links:  # as on FAT
+        monkeypatch.setattr(os, "link", none)
+    path = tmp_path / "a.png"
+    images.write(path, images.Picture(gradient()), replace=False)
+    whole = path.read_bytes()
+    path.unlink()
+    with pytest.raises(InputError) as error, images.atomic(path, replace=False) as file:
+        file.write(b"ours")
+        path.write_bytes(b"theirs")
+    assert str(error.value) == f"{path} exists already; --overwrite replaces it"
+    assert path.read_bytes() == b"theirs" and list(tmp_path.iterdir()) == [path]
+    with pytest.raises(InputError, match="a.png exists already"):
+        images.write(path, images.Picture(gradient()), replace=False)
+    images.write(path, images.Picture(gradient()))
+    assert path.read_bytes() == whole and list(tmp_path.iterdir()) == [path]
+    path.unlink()
+    path.symlink_to(tmp_path / "nothing")  # a link is something, wherever it leads
+    with pytest.raises(InputError, match="a.png exists already"):
+        images.write(path, images.Picture(gradient()), replace=False)
+    if not links:
+        monkeypatch.setattr(os, "replace", none)
+        with pytest.raises(InputError, match="Operation not permitted"):
+            images.write(tmp_path / "b.png", images.Picture(gradient()), replace=False)
+        assert not (tmp_path / "b.png").exists()
+
+
 def test_a_name_as_long_as_the_system_allows(tmp_path):
     path = tmp_path / ("n" * 251 + ".png")
     for value in (1, 2):

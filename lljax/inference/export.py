@@ -107,7 +107,7 @@ def export(method: method_lib.Method, nets: dict[str, Any], target: str | os.Pat
     target = os.fspath(target)
     check(target, size, overwrite)
     form = _FORMATS[_suffix(target)]
-    with images.beside(target) as temporary:
+    with images.beside(target, overwrite) as temporary:
         unit, converted = form.convert(method, nets, size, seed)
         with open(temporary, "xb") as file:
             file.write(converted)

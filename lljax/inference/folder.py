@@ -11,7 +11,7 @@ import os
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -39,10 +39,15 @@ class Job(NamedTuple):
     Attributes:
       file: where it is, or `STREAM`.
       target: where its result goes, or `STREAM`.
+      maps: (name, path) of the maps that are written beside the result, see `plan_maps`.
+      replaces: those of the paths where a file may be already. A file that has come to one of the
+        others by the time of writing stays, and the job fails.
     """
 
     file: str
     target: str
+    maps: tuple[tuple[str, str], ...] = ()
+    replaces: frozenset[str] = frozenset()
 
     @property
     def shown(self) -> str:
@@ -98,7 +103,8 @@ def plan(inputs: Sequence[str], output: str | None, existing: str = "refuse",
       inputs: picture files and folders, or `STREAM` alone.
       output: folder, for one input file also a file, or `STREAM`; None replaces the inputs.
       existing: what happens to a picture whose result exists: "refuse", "skip" or "replace" it.
-      sheets: whether the results are sheets (`comparing`), NAME_compare.jpg.
+      sheets: whether the results are sheets (`comparing`), NAME_compare.jpg, or
+        NAME.SUFFIX_compare.jpg where pictures differ in their suffixes only.
 
     Raises:
       InputError: no pictures; two that would be written to one file, or one onto itself.
@@ -157,8 +163,7 @@ def _settled(jobs: list[Job], refused: list[tuple[Job, str]], existing: str,
     for job in sorted(jobs, key=_renamed):
         if job.target == STREAM:
             continue
-        # Compared without case: two such names are one file on many systems.
-        other = owner.setdefault(os.path.realpath(job.target).lower(), job.file)
+        other = owner.setdefault(_key(job.target), job.file)
         if other != job.file:
             clash = f"{other} and {job.file} would both be written to {job.target}"
             if not _renamed(job):
@@ -169,15 +174,25 @@ def _settled(jobs: list[Job], refused: list[tuple[Job, str]], existing: str,
         if os.path.realpath(job.file) == os.path.realpath(job.target):
             raise InputError(f"{job.file}: input and output are the same file; choose another "
                              f"output folder{instead}")
+    if existing == "replace":
+        return Plan([job._replace(replaces=frozenset({job.target})) for job in jobs], [], refused)
     todo, there = [], []
     for job in jobs:
         exists = job.target != STREAM and os.path.lexists(job.target)
-        (there if exists and existing != "replace" else todo).append(job)
+        (there if exists else todo).append(job)
     if existing == "skip":
         return Plan(todo, there, refused)
-    return Plan(todo, [], refused + [
-        (job, f"{job.file}: {job.target} exists already; --overwrite replaces it")
-        for job in there])
+    return Plan(todo, [], refused + [(job, _exists(job, job.target)) for job in there])
+
+
+def _exists(job: Job, path: str) -> str:
+    """The message for a job that has a result, or a map, already."""
+    return f"{job.shown}: {path} exists already; --overwrite replaces it"
+
+
+def _key(path: str) -> str:
+    """A path for comparing. Without case: two such names are one file on many systems."""
+    return os.path.realpath(path).lower()
 
 
 def left(planned: Plan) -> str:
@@ -212,7 +227,7 @@ def _targets(inputs: Sequence[str], found: Sequence[tuple[str, str]], output: st
             raise InputError("-o - writes one picture to standard output; give one input file")
         return [Job(found[0][0], STREAM)], []
     if output is None:
-        return _replaced(found, sheets)
+        return _replaced(found)
     if single and _is_file(output, images.FORMATS, "picture", ".jpg"):
         return [Job(found[0][0], output)], []
     if inputs[0] == STREAM:
@@ -223,7 +238,10 @@ def _targets(inputs: Sequence[str], found: Sequence[tuple[str, str]], output: st
         if os.path.isdir(path) and os.path.realpath(path) == os.path.realpath(output):
             raise InputError(f"{path}: input and output are the same folder; choose another output "
                              f"folder{_IN_PLACE}")
-    jobs = [Job(file, os.path.join(output, _named(name, sheets))) for file, name in found]
+    names = _sheet_files([name for _, name in found]) if sheets else [
+        images.output_name(name) for _, name in found]
+    jobs = [Job(file, os.path.join(output, name))
+            for (file, _), name in zip(found, names, strict=True)]
     # A file may be named twice, by itself and in its folder.
     return list(dict.fromkeys(jobs)), []
 
@@ -269,22 +287,26 @@ def _is_file(output: str, known: Iterable[str], kind: str, usual: str) -> bool:
 
 
 def _check_folder(output: str, kind: str) -> None:
-    if os.path.exists(output) and not os.path.isdir(output):
+    if os.path.isdir(output):
+        return
+    if os.path.exists(output):
         raise InputError(f"{output}: is a file; the output of several {kind} is a folder")
+    if os.path.splitext(output)[1].lower() in images.READABLE | images.VIDEOS:
+        raise InputError(f"{output}: the output of several {kind}, or of a folder, is a folder; a "
+                         f"folder of that name is written {output}{os.sep}")
 
 
-def _replaced(found: Sequence[tuple[str, str]],
-              sheets: bool) -> tuple[list[Job], list[tuple[Job, str]]]:
+def _replaced(found: Sequence[tuple[str, str]]) -> tuple[list[Job], list[tuple[Job, str]]]:
     """The jobs that replace what was found, and those that would have to but cannot."""
     # A link stays one; its file is replaced, once, however often it is named.
     files = {os.path.realpath(file): file for file, _ in reversed(found)}
     jobs, refused = [], []
     for target, file in reversed(files.items()):
-        job = Job(file, target)
+        job = Job(file, target, replaces=frozenset({target}))
         if (gone := images.dangling(file)) is not None:
             refused.append((job, f"{file}: cannot be replaced, it is a link to {gone}, which does "
                             "not exist"))
-        elif _named(target, sheets) != target:
+        elif images.output_name(target) != target:
             refused.append((job, f"{file}: cannot be replaced, its format is not written; give -o "
                             "a folder"))
         elif not os.access(target, os.W_OK):
@@ -294,19 +316,55 @@ def _replaced(found: Sequence[tuple[str, str]],
     return jobs, refused
 
 
-def _named(name: str, sheet: bool) -> str:
-    """The result's name for an input's."""
-    return f"{os.path.splitext(name)[0]}_compare.jpg" if sheet else images.output_name(name)
+def _sheet_files(names: Sequence[str]) -> list[str]:
+    """The names of sheets for those of their pictures."""
+    def named(name, whole):
+        return _beside(name, "compare.jpg", whole)
+
+    whole = _whole(names, lambda name, whole: [named(name, whole).lower()])
+    return [named(name, name in whole) for name in names]
 
 
-def make_folders(jobs: Iterable[Job]) -> None:
+def _beside(name: str, end: str, whole: bool = False) -> str:
+    """The name of what is made beside a picture, with its suffix in it (`whole`) or without."""
+    return f"{name if whole else os.path.splitext(name)[0]}_{end}"
+
+
+def _whole(names: Iterable[str], keys: Callable[[str, bool], Iterable[str]],
+           taken: Container[str] = ()) -> set[str]:
+    """Which names keep their suffix in the names of what is made beside them.
+
+    All of those that would have one name, not only the second: else a picture that comes to
+    another one later could take that one's for its own.
+
+    Args:
+      names: of pictures.
+      keys: what is made beside a name, with its suffix or without.
+      taken: what nothing may be called.
+    """
+    names, whole = set(names), set()
+    while True:
+        made = {name: list(keys(name, name in whole)) for name in names}
+        counts = Counter(key for found in made.values() for key in found)
+        more = {name for name in names - whole
+                if any(counts[key] > 1 or key in taken for key in made[name])}
+        if not more:
+            return whole
+        whole |= more
+
+
+def make_folders(jobs: Iterable[Job], summary: str | None = None) -> None:
     """Makes the folders of the results before work starts.
+
+    Args:
+      jobs: to be done.
+      summary: where a summary will be written, if anywhere.
 
     Raises:
       InputError: one cannot be made or written into.
     """
-    targets = [job.target for job in jobs if job.target != STREAM]
-    for folder in sorted({os.path.dirname(target) or "." for target in targets}):
+    files = {*(job.target for job in jobs), summary} - {None, STREAM}
+    for folder in sorted({os.path.dirname(file) or "." for file in files}):
         try:
             os.makedirs(folder, exist_ok=True)
         except OSError as error:
@@ -316,13 +374,11 @@ def make_folders(jobs: Iterable[Job]) -> None:
             raise InputError(f"cannot write into {folder}: permission denied; choose another -o")
 
 
-def map_file(target: str, name: str) -> str:
-    """Where a map of a result goes: beside it."""
-    return f"{os.path.splitext(target)[0]}_{name}.png"
-
-
 def plan_maps(planned: Plan, names: Sequence[str], existing: str) -> Plan:
-    """A plan whose maps may be written, too.
+    """A plan of results and their maps, NAME_MAP.png beside them.
+
+    Where an input, a result or another map has that name, it is NAME.SUFFIX_MAP.png. A picture for
+    which that is taken, too, is refused.
 
     A result is written after its maps, so maps without one are those of a run that was
     interrupted. They bear a mark, and "skip" writes them again; files without it stay.
@@ -332,31 +388,34 @@ def plan_maps(planned: Plan, names: Sequence[str], existing: str) -> Plan:
       names: the maps', see `Enhancer.drawn`.
       existing: what happens to a picture whose map exists: "refuse" it, "skip" (refuse it unless
         lljax made the map) or "replace" the map.
-
-    Raises:
-      InputError: a map would take the place of an input, of a result or of another map.
     """
-    taken = {}  # a path, compared without case as in `plan` -> what it is
-    for job in planned.jobs:
-        taken[os.path.realpath(job.target).lower()] = f"the result of {job.file}"
-    for job in planned.jobs:
-        taken[os.path.realpath(job.file).lower()] = "an input"
+    def map_file(target, name, whole):
+        return _beside(target, f"{name}.png", whole)
+
+    # Those that are not done have maps of earlier runs, whose names stay theirs.
+    jobs = [*planned.jobs, *planned.skipped, *(job for job, _ in planned.refused if job.target)]
+    taken = {_key(job.target): f"the result of {job.file}" for job in jobs}
+    taken |= {_key(job.file): f"the input {job.file}" for job in jobs}
+    # One file may be that of two jobs, in other letters; the one that is done counts.
+    targets = {_key(job.target): job.target for job in reversed(jobs)}
+    whole = _whole(targets.values(), lambda target, whole: [
+        _key(map_file(target, name, whole)) for name in names], taken)
     todo, refused = [], list(planned.refused)
     for job in planned.jobs:
-        paths = [map_file(job.target, name) for name in names]
-        for path in paths:
-            mine = f"a map of {job.file}"
-            other = taken.setdefault(os.path.realpath(path).lower(), mine)
-            if other != mine:
-                raise InputError(f"{path} would be both {mine} and {other}; rename one picture, "
-                                 "or enhance them one after the other into different folders")
-        there = [path for path in paths if os.path.lexists(path) and existing != "replace"
-                 and not (existing == "skip" and images.mark(path) == _MAP)]
-        if there:
-            refused.append((job, f"{job.file}: {there[0]} exists already; --overwrite replaces "
-                                 "it"))
+        maps = tuple((name, map_file(job.target, name, job.target in whole)) for name in names)
+        paths = [path for _, path in maps]
+        ours = {path for path in paths if existing == "replace" or (
+            existing == "skip" and images.mark(path) == _MAP)}
+        clash = [path for path in paths if _key(path) in taken]
+        there = [path for path in paths if path not in ours and os.path.lexists(path)]
+        if clash:
+            refused.append((job, f"{job.file}: its map {clash[0]} would have the place of "
+                                 f"{taken[_key(clash[0])]}; enhance it by itself, into another "
+                                 "folder"))
+        elif there:
+            refused.append((job, _exists(job, there[0])))
         else:
-            todo.append(job)
+            todo.append(job._replace(maps=maps, replaces=job.replaces | ours))
     return planned._replace(jobs=todo, refused=refused)
 
 
@@ -447,7 +506,8 @@ def sheet(pictures: Mapping[str, Image.Image]) -> np.ndarray:
     return np.asarray(whole)
 
 
-def run(jobs: Sequence[Job], work: Work, ahead: int | None = None) -> Iterator[Done]:
+def run(jobs: Sequence[Job], work: Work, ahead: int | None = None,
+        stop: Callable[[], bool] = lambda: False) -> Iterator[Done]:
     """Does the jobs; yields each when it is finished, in their order but for failed ones.
 
     Reading and writing run in threads beside the work, a few pictures ahead and behind: memory does
@@ -455,9 +515,11 @@ def run(jobs: Sequence[Job], work: Work, ahead: int | None = None) -> Iterator[D
 
     Args:
       jobs: what to do; the folders of their targets exist.
-      work: picture -> (result, {name: map}); the maps are written beside the result, before it.
+      work: picture -> (result, {name: map}); the maps are written where the job says, or as
+        NAME_MAP.png beside the result, before it.
       ahead: how many pictures are read ahead, and written behind; 0 has one picture in memory at a
         time. Default: by the number of cores.
+      stop: asked before each picture whether to leave out it and the rest.
     """
     if ahead is None:
         ahead = max(2, min(8, (os.cpu_count() or 1) // 2))
@@ -473,7 +535,7 @@ def run(jobs: Sequence[Job], work: Work, ahead: int | None = None) -> Iterator[D
 
         for _ in range(ahead):
             read_next()
-        while reading or read_next():
+        while (reading or read_next()) and not stop():
             job, future = reading.popleft()
             picture, spent, error = future.result()
             del future  # it has the picture as it was
@@ -487,7 +549,7 @@ def run(jobs: Sequence[Job], work: Work, ahead: int | None = None) -> Iterator[D
                 yield Done(job, size, spent, error)
                 continue
             writing.append((job, size, spent, writers.submit(
-                _attempt, job, _write, job.target, *found)))
+                _attempt, job, _write, job, *found)))
             del picture, found  # else one more is held while the next is waited for
             if len(writing) > ahead:
                 yield _written(*writing.popleft())
@@ -523,11 +585,14 @@ def _read(file: str) -> images.Picture:
     return images.read(file)
 
 
-def _write(target: str, picture: images.Picture, maps: Mapping[str, images.Picture]) -> None:
+def _write(job: Job, picture: images.Picture, maps: Mapping[str, images.Picture]) -> None:
+    paths = dict(job.maps)
     for name, drawn in maps.items():
-        images.write(map_file(target, name), drawn)
-    if target != STREAM:
-        images.write(target, picture)  # last: a result says that its maps are there
+        path = paths.get(name) or _beside(job.target, f"{name}.png")
+        images.write(path, drawn, replace=path in job.replaces)
+    if job.target != STREAM:
+        # Last: a result says that its maps are there.
+        images.write(job.target, picture, replace=job.target in job.replaces)
         return
     sys.stdout.buffer.write(images.encode(picture, picture.format, "standard output"))
     sys.stdout.buffer.flush()
@@ -564,18 +629,16 @@ def summary(done: Sequence[Done], planned: Plan, **more: Any) -> dict[str, Any]:
 
 
 def check_summary(path: str) -> None:
-    """Refuses a place for a summary where something else is; makes its folder.
+    """Refuses a place for a summary where something else is.
 
     Raises:
-      InputError: it does not end in .json, what is there is no summary, or its folder cannot be
-        made.
+      InputError: it does not end in .json, or what is there is no summary.
     """
     if path == STREAM:
         return
     if not path.endswith(".json"):
         raise InputError(f"--json {path}: give a name that ends in .json, or -")
     if not os.path.lexists(path):
-        make_folders([Job(path, path)])
         return
     try:
         with open(path, encoding="utf-8") as file:

@@ -293,17 +293,20 @@ class Done:
     notes: tuple[str, ...]
 
 
-def check(target: str | os.PathLike, quality: int | None = None) -> None:
+def check(target: str | os.PathLike, quality: int | None = None, smooth: float = SMOOTH) -> None:
     """Refuses what cannot be done before any work starts.
 
     Args:
       target: the file that will be written.
       quality: constant rate factor, or None.
+      smooth: frames to average over.
 
     Raises:
-      InputError: ffmpeg is absent or too old, a suffix that is not in `FORMATS`, or a quality out
-        of range.
+      InputError: ffmpeg is absent or too old, a suffix that is not in `FORMATS`, or a quality or
+        number of frames out of range.
     """
+    if not smooth >= 1:
+        raise InputError(f"--smooth {smooth:g}: it must be 1 frame or more")
     suffix = os.path.splitext(os.fspath(target))[1].lower()
     if suffix not in FORMATS:
         raise InputError(f"{target}: a video is written as {', '.join(FORMATS)}; give -o such a "
@@ -407,9 +410,7 @@ def enhance(source: str | os.PathLike, target: str | os.PathLike, method: method
         written.
     """
     source, target = os.fspath(source), os.fspath(target)
-    check(target, quality)
-    if not smooth >= 1:
-        raise InputError(f"--smooth {smooth:g}: it must be 1 frame or more")
+    check(target, quality, smooth)
     if not 0 <= strength <= 1:
         raise InputError(f"--strength {strength:g}: it must be from 0 to 1")
     video = probe(source)
@@ -419,7 +420,7 @@ def enhance(source: str | os.PathLike, target: str | os.PathLike, method: method
         if not overwrite:
             raise InputError(f"{source}: {target} exists already; --overwrite replaces it")
     start = time.perf_counter()
-    with images.beside(target) as temporary:
+    with images.beside(target, overwrite) as temporary:
         with _Decoder(video) as decoder, _Encoder(video, target, temporary, quality) as encoder:
             count = 0
             for count in _through(decoder, encoder, method, nets, seed, smooth, strength):
