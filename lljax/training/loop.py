@@ -101,7 +101,7 @@ def measure(members: Sequence[Member], shared: Shared) -> dict[str, float | str]
     first = members[0]
     phase = max(first.begin.phases, key=lambda name: first.config.phase[name].steps)
     training = _Training(members, shared, ALONE)
-    stream = training.batches(phase, 0, first.config.steps_per_call, training.features(phase))
+    stream = training.batches(phase, 0, first.config.steps_per_call)
     found: dict[str, float | str] = {}
     for how in (ALONE, *LOCKSTEP):
         runs, *others = rounds(members, how)
@@ -159,7 +159,7 @@ class _Training:
             state = jax.eval_shape(lambda n, p=phase: self.method.start_phase(n, 0, p),
                                    first.state.nets)
             step = self.shared.step(self.config, self.method, phase)
-            batches, _ = next(self.batches(phase, 0, 1, [Features()] * len(self.members)))
+            batches, _ = next(self.batches(phase, 0, 1, features=False))
             scalars = step.shapes(state, batches[0], first.weights)
             returned |= {name.removeprefix("loss/") for name in scalars
                          if name.startswith("loss/")}
@@ -167,14 +167,12 @@ class _Training:
             raise InputError(f"config.loss enables {sorted(first.weights)}, but the training steps "
                              f"of {tuple(self.config.phases)} return {sorted(returned)}")
 
-    def features(self, phase: str) -> list[Features]:
-        """What is computed once a picture, of every member."""
-        return [self.shared.features(member.config, member.method, phase, member.state.nets)
-                for member in self.members]
-
     def batches(self, phase: str, start: int, calls: int,
-                features: Sequence[Features]) -> Iterator[tuple[list, list[list[str]]]]:
-        """Batches of `calls` steps each: a list of them a member, and the pictures' names."""
+                features: bool = True) -> Iterator[tuple[list, list[list[str]]]]:
+        """Batches of `calls` steps each: a list of them a member, and the pictures' names; perhaps
+        with the `features` that are computed once a picture."""
+        adds = [self.shared.features(member.config, member.method, phase, member.state.nets)
+                if features else Features() for member in self.members]
         number = tuple(self.config.phases).index(phase)
         seeds = [member.config.seed for member in self.members]
         streams = {seed: self.data.batches(
@@ -188,7 +186,7 @@ class _Training:
                  "seed": np.full(batch["mask"].shape, seed_of(seed))}
                 for batch, _ in own] for seed, own in steps.items()}
             yield [[add(batch) for batch in batches[seed]]
-                   for seed, add in zip(seeds, features, strict=True)], [
+                   for seed, add in zip(seeds, adds, strict=True)], [
                 [name for _, names in steps[seed] for name in names] for seed in seeds]
 
     def _phase(self, phase: str) -> None:
@@ -200,7 +198,7 @@ class _Training:
         step = self.shared.step(config, self.method, phase, self.how, len(members))
         states = step.place([member.state for member in members])
         weights = step.weights([member.weights for member in members])
-        stream = self.batches(phase, done, calls, self.features(phase))
+        stream = self.batches(phase, done, calls)
         previous, stop, clock = None, False, logs.Clock(done)
         while done < steps:
             batches, names = next(stream)
