@@ -296,13 +296,21 @@ class _Interrupt:
         # Ctrl-C does not reach it means it.
         self._ours = (threading.current_thread() is threading.main_thread()
                       and signal.getsignal(signal.SIGINT) is signal.default_int_handler)
+        self._hook = sys.unraisablehook
         if self._ours:
             signal.signal(signal.SIGINT, note)
+            sys.unraisablehook = self._ignored
         return self
+
+    def _ignored(self, found: Any) -> None:
+        """Shows what Python ignores, but for the KeyboardInterrupt, which is noted."""
+        if found.exc_type is not KeyboardInterrupt:
+            self._hook(found)
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         if self._ours:
             signal.signal(signal.SIGINT, signal.default_int_handler)
+            sys.unraisablehook = self._hook
         if kind is KeyboardInterrupt:
             raise errors.Stopped(self._text, 130) from None
 
@@ -346,7 +354,9 @@ def _enhance_files(options: argparse.Namespace, interrupt: _Interrupt) -> int:
     if plan.jobs and (options.save_maps or not options.dry_run):
         from lljax import parallel
         parallel.keep_programs()
+        interrupt.check()
         enhancers = _load(options)
+        interrupt.check()
         if options.save_maps:
             plan = folder.plan_maps(plan, _drawn(enhancers[_model(options)], options),
                                     _existing(options))
@@ -561,6 +571,7 @@ def _enhance_videos(options: argparse.Namespace, interrupt: _Interrupt) -> int:
         from lljax.inference import enhancer
         parallel.keep_programs()
         model = enhancer.load_method(_model(options), options.set)
+        interrupt.check()
     folder.make_folders(plan.jobs, options.json)
     ready = time.perf_counter() - start
     for job in plan.jobs:
