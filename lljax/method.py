@@ -226,7 +226,7 @@ class Method:
         del phase
         return False
 
-    def features(self, phase: str) -> (
+    def frozen_features(self, phase: str) -> (
             Callable[[dict[str, Variables], Array], dict[str, Array]] | None):
         """What a phase needs of each picture and does not change while it trains, as a function
         (the networks that the phase does not train, pictures [B, H, W, 3] in [0, 1]) -> {name:

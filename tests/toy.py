@@ -68,7 +68,7 @@ class Method(method.Method):
         noise = jax.vmap(lambda key, x: jax.random.normal(key, x.shape))(batch["key"], batch["low"])
         return batch["low"] + 0.01 * noise
 
-    def features(self, phase):
+    def frozen_features(self, phase):
         return self.blurred if phase == "second" else None
 
     def blurred(self, nets, image):

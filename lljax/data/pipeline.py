@@ -203,8 +203,8 @@ def on_device(batch: dict[str, jax.Array], seed: int | jax.Array,
     key, every image's place in the global batch, and the pictures' features if the batch has them.
 
     Args:
-      batch: as yielded by `Data.batches`, perhaps with `features` (see `Method.features`), this
-        device's share; traced.
+      batch: as yielded by `Data.batches`, perhaps with `features` (see
+        `Method.frozen_features`), this device's share; traced.
       seed: of the run; traced, one compiled step serves every seed.
       step: int32, over all phases.
     """

@@ -410,7 +410,7 @@ class Method(base.Method):
         """Stage 1 compares two exposures of one scene; stage 2 takes any dark and bright ones."""
         return "autoencoder" in self.nets_of(phase)
 
-    def features(self, phase: str) -> Callable[..., dict[str, Array]] | None:
+    def frozen_features(self, phase: str) -> Callable[..., dict[str, Array]] | None:
         """What stage 2 sees of a picture: `parts`, of the finished autoencoder."""
         return self.parts if self.nets_of(phase) == ("denoiser",) else None
 

@@ -178,8 +178,8 @@ class Features:
         self._kept: dict[tuple[str, int], dict[str, np.ndarray]] = {}
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        """A batch of `pipeline.Data`, with `features` (see `Method.features`) and without the
-        records' numbers."""
+        """A batch of `pipeline.Data`, with `features` (see `Method.frozen_features`) and without
+        the records' numbers."""
         roles = [role for role in pipeline.ROLES if role in batch]
         numbers = {role: batch[f"{role}_record"] for role in roles}
         batch = {name: value for name, value in batch.items() if not name.endswith("_record")}
@@ -285,7 +285,7 @@ class Shared:
           phase: that is to run.
           nets: all networks at its start.
         """
-        of_pictures, data = method.features(phase), self.data(config)
+        of_pictures, data = method.frozen_features(phase), self.data(config)
         if not (of_pictures and data.fixed):
             return Features()
         compute = self._program(config, ("features", phase), lambda: jax.jit(
