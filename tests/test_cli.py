@@ -671,6 +671,15 @@ class CtrlC:
             gc.callbacks.remove(self)
 
 
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as in a terminal: what runs in the background of a shell's script ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("when", ["starting", "at work"])
 def test_ctrl_c_stops_where_python_ignores_it(two, model, tmp_path, monkeypatch, capsys, when):
     for i in range(30):
@@ -706,6 +715,7 @@ def test_ctrl_c_stops_where_python_ignores_it(two, model, tmp_path, monkeypatch,
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_ctrl_c_is_one_line_and_kept_from_who_ignores_it(two, model, tmp_path, monkeypatch):
     def interrupted(*_, **__):
         signal.raise_signal(signal.SIGINT)
