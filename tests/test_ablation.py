@@ -287,6 +287,22 @@ def test_runs_in_lockstep_equal_the_runs_alone(grid, pairs, tmp_path, shared, ho
         assert terms[1][-1]["loss/match"] == pytest.approx(terms[0][-1]["loss/match"], rel=1e-4)
 
 
+def test_variants_of_zerodce_equal_the_runs_alone(pairs, tmp_path, shared):
+    """A real method: bit for bit one after the other, to rounding in lockstep."""
+    config = f"{ROOT / 'configs' / 'zerodce.py'}:smoke"
+    alone = None
+    for how, atol in ((ALONE, 0.0), ("unrolled", 1e-7), ("vmap", 1e-7)):
+        argv = command(pairs, tmp_path / how, "--vary=loss.color.weight=0", "--seeds=1",
+                       "--config.data.resize=32", config=config)
+        _, (baseline, variant) = planned(argv)
+        if alone is None:
+            fit(variant.config, str(tmp_path / "alone"))
+            alone = final(tmp_path / "alone")
+        assert ablation.train([baseline, variant], shared, scoring(argv, shared), how) == {}
+        assert_same(alone, final(variant.workdir), atol=atol)
+        assert any((value != final(baseline.workdir)[name]).any() for name, value in alone.items())
+
+
 def test_a_run_that_fails_in_lockstep_does_not_lose_the_other(grid, pairs, tmp_path, shared):
     _, runs, _ = grid
     argv = command(pairs, tmp_path, "--vary=loss.l1.weight=1e38", "--seeds=1")

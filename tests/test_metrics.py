@@ -4,7 +4,6 @@ import json
 import math
 import pathlib
 
-import dm_pix
 import numpy as np
 import pytest
 import scipy.signal
@@ -13,7 +12,7 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from lljax.errors import InputError
-from lljax.evaluation import metrics
+from lljax.evaluation import device_ssim, metrics
 from lljax.evaluation.evaluate import main
 from lljax.evaluation.metrics import METRICS, PROTOCOLS, Files, cards, choose, described
 
@@ -204,12 +203,28 @@ def test_ssim_equals_skimage_at_any_size(height, width):
                                                        skimage_ssim(enhanced, reference))
 
 
-@pytest.mark.parametrize("kind", ["random", "smooth", "smooth and noise"])
-def test_ssim_agrees_with_dm_pix(kind):
-    # float32 there: no better than 1e-4 on flat bright pictures, which are left out here
-    enhanced, reference = (p.astype(np.uint8) for p in pictures(kind))
-    other = dm_pix.ssim(np.float32(enhanced / 255), np.float32(reference / 255))
-    assert metrics.ssim(enhanced, reference) == pytest.approx(float(other), abs=2e-5)
+@pytest.mark.parametrize("device", ["with float64", "without float64"])
+def test_ssim_is_the_same_on_every_device(device, pair, monkeypatch):
+    # a TPU has no float64 convolutions: the host computes it there
+    monkeypatch.setattr(device_ssim, "has_float64", lambda: device == "with float64")
+    assert metrics.ssim(*pair) == pytest.approx(skimage_ssim(*pair), rel=0, abs=1e-12)
+
+
+def test_ssim_of_a_picture_cut_in_blocks(monkeypatch):
+    pair = [p.astype(np.uint8) for p in pictures("smooth and noise", (150, 211, 3))]
+    whole = metrics.ssim(*pair)
+    monkeypatch.setattr(device_ssim, "_LARGEST", 64)
+    assert metrics.ssim(*pair) == pytest.approx(whole, rel=0, abs=1e-13)
+    assert whole == pytest.approx(skimage_ssim(*pair), rel=0, abs=1e-12)
+
+
+def test_ssim_has_one_program_for_pictures_of_about_one_size():
+    device_ssim._sum.clear_cache()
+    for side in (11, 20, 42):
+        metrics.ssim(*[p.astype(np.uint8) for p in pictures("random", (side, 30, 3))])
+    assert device_ssim._sum._cache_size() == 1
+    metrics.ssim(*[p.astype(np.uint8) for p in pictures("random", (43, 30, 3))])
+    assert device_ssim._sum._cache_size() == 2
 
 
 def test_mae_by_hand():
@@ -333,7 +348,7 @@ def test_llflow_s_ssim_needs_its_own_window():
     for name, side in (("llflow", 7), ("skimage-default", 7), ("retinexformer", 11)):
         card = cards(name)["ssim"]
         black = np.zeros((side, 40, 3), np.uint8)
-        assert score(card, black, black) == 1
+        assert score(card, black, black) == pytest.approx(1, abs=1e-12)
         with pytest.raises(InputError, match=f"40x{side - 1}.*SSIM needs at least {side} px"):
             score(card, black[1:], black[1:])
 

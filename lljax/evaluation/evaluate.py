@@ -453,8 +453,8 @@ def versions() -> dict[str, str]:
     """Versions of what decides the numbers, and the devices."""
     import jax  # evaluate.py's mistakes in the flags should not cost the import
 
-    packages = ("lljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy", "scipy",
-                "pillow")
+    packages = ("lljax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "dm-pix", "numpy",
+                "scipy", "pillow")
     return {"python": platform.python_version(), "platform": platform.platform(),
             "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
             **{name: importlib.metadata.version(name) for name in packages}}

@@ -1,10 +1,8 @@
 """Metrics: a card for each, so that a number is never shown without what it means.
 
-Every function takes the pixels a user gets: uint8 RGB [H, W, 3], of one size. Sums run in float64
-on the host: values do not depend on the device, nothing is compiled for a new picture size, and
-SSIM equals scikit-image's to 1e-12. (float32 SSIM, as on an accelerator, is off by up to 1.3e-4
-where a picture is flat and bright: a variance is a difference of squares.) Only LPIPS runs on the
-device.
+Every function takes the pixels a user gets: uint8 RGB [H, W, 3], of one size. All but LPIPS is
+computed in float64, SSIM and LPIPS on the device, the rest on the host: values depend on the
+device by rounding alone (SSIM 1e-12).
 
 A protocol says what PSNR, SSIM and the gt-mean columns are, so that old papers' numbers can be
 compared like with like; every other column is the same under each.
@@ -260,12 +258,22 @@ _U7 = _Window((1 / 7,) * 7, sample=True)
 _U7_COLUMNS = _Window((1 / 7,) * 7, axes=(0,), sample=True)
 
 
-def _ssim(a: np.ndarray, b: np.ndarray, window: _Window = _G11) -> float:
+def _ssim(a: np.ndarray, b: np.ndarray) -> float:
+    """With the Gaussian window, of [H, W, C] or [H, W]: by dm-pix, where the device has float64."""
+    from lljax.evaluation import device_ssim  # JAX is slow to import
+
+    if device_ssim.has_float64():
+        return device_ssim.ssim(a, b)
+    return _ssim_on_host(a, b, _G11)
+
+
+def _ssim_on_host(a: np.ndarray, b: np.ndarray, window: _Window) -> float:
     # One channel at a time: a plane of a usual picture stays in the processor's cache.
-    return float(np.mean([_ssim_plane(a[..., c], b[..., c], window) for c in range(a.shape[2])]))
+    planes = [(a, b)] if a.ndim == 2 else [(a[..., c], b[..., c]) for c in range(a.shape[2])]
+    return float(np.mean([_ssim_plane(*pair, window) for pair in planes]))
 
 
-def _ssim_plane(a: np.ndarray, b: np.ndarray, window: _Window = _G11) -> float:
+def _ssim_plane(a: np.ndarray, b: np.ndarray, window: _Window) -> float:
     mean_a, mean_b = window.mean(a), window.mean(b)
     product = mean_a * mean_b
     squares = mean_a**2 + mean_b**2
@@ -335,13 +343,13 @@ PROTOCOLS = {
     "llflow": Protocol(
         "SSIM of grey in windows of 7 px down each column; gt-mean takes the mean of R, G and B "
         "to the reference's grey (red and blue swapped) and truncates",
-        lambda a, b: _ssim_plane(_grey(a), _grey(b), _U7_COLUMNS),
+        lambda a, b: _ssim_on_host(_grey(a), _grey(b), _U7_COLUMNS),
         "windows of 7 px down each column", "grey, BT.601, rounded", "grey,u7x1,sample,valid,u8",
         _SKIMAGE_SSIM.format("of a grey picture with channel_axis=1, "), 7, _gt_mean_llflow,
         "gtmeanrgb-bgr,trunc"),
     "skimage-default": Protocol(
         "SSIM as scikit-image computes it unasked: RGB, uniform window of 7 px, sample covariance",
-        functools.partial(_ssim, window=_U7), "windows of 7 x 7 px", _RGB_MEAN,
+        functools.partial(_ssim_on_host, window=_U7), "windows of 7 x 7 px", _RGB_MEAN,
         "rgb,u7,sample,valid,u8",
         _SKIMAGE_SSIM.format("channel_axis=2, "), 7, gt_mean, "gtmean601"),
 }
@@ -454,10 +462,10 @@ def described(protocol: str = DEFAULT_PROTOCOL, files: Files = Files(),
             "y601,u8", 2, 1, _of_luma(_psnr)),
         *of("ssim_y", "SSIM-Y", "SSIM of luma, 11 px Gaussian", "", "up", ssim_range,
             "luma, BT.601, 16 to 235", "BasicSR calculate_ssim, test_y_channel=True", 1e-6,
-            f"y601,{_G11_TAG}", 4, WINDOW, _of_luma(_ssim_plane)),
+            f"y601,{_G11_TAG}", 4, WINDOW, _of_luma(_ssim)),
         *of("ssim_grey", "SSIM-grey", "SSIM of grey, 11 px Gaussian", "", "up", ssim_range,
             "grey, BT.601, rounded", _FIVE.replace("channel_axis=2, ", ""), 1e-6,
-            f"grey601,{_G11_TAG}", 4, WINDOW, _of_grey(_ssim_plane)),
+            f"grey601,{_G11_TAG}", 4, WINDOW, _of_grey(_ssim)),
     ]
     for net, given in (("alex", files.lpips_alex), ("vgg", files.lpips_vgg)):
         made += of(f"lpips_{net}", f"LPIPS-{net}", f"distance of {_BACKBONES[net]}'s features",
