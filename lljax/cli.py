@@ -109,8 +109,8 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         "training, or .safetensors file; default: the one that `lljax models` marks")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the "
         "model's config, e.g. denoise.name=nlm; may be repeated")
-    add("--seed", type=_seed, default=0, metavar="N", help="of what a method draws, e.g. the noise "
-        "that diffusion starts from; the same seed gives the same picture (default: 0)")
+    add("--seed", type=errors.seed, default=0, metavar="N", help="of what a method draws, e.g. the "
+        "noise that diffusion starts from; the same seed gives the same picture (default: 0)")
     add("--strength", default="1", metavar="0..1|auto", help="share of the change that is made; "
         "auto (pictures): by how dark it is, so that well-lit ones stay (default: 1)")
     add("--protect-highlights", type=float, default=0.0, metavar="0..1",
@@ -170,7 +170,8 @@ def _parser() -> tuple[_Parser, dict[str, _Parser]]:
         "default: of any (.tflite needs it)")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting of the "
         "model's config; may be repeated")
-    add("--seed", type=_seed, default=0, metavar="N", help="of what a method draws (default: 0)")
+    add("--seed", type=errors.seed, default=0, metavar="N",
+        help="of what a method draws (default: 0)")
     add("--overwrite", action="store_true", help="replace an existing file")
 
     add = command("data", _data, "Check pictures before training on them, or prepare a published "
@@ -224,17 +225,6 @@ def _memory(text: str) -> int:
     if not 0 < size < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r} is no size: write e.g. 2G or 800M")
     return int(size)
-
-
-def _seed(text: str) -> int:
-    try:
-        seed = int(text)
-    except ValueError:
-        seed = -1
-    if not 0 <= seed < 2**32:  # JAX takes others, but modulo 2^32
-        raise argparse.ArgumentTypeError(f"{text!r} is no seed: give a whole number from 0 to "
-                                         f"{2**32 - 1}")
-    return seed
 
 
 class _Version(argparse.Action):

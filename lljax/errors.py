@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import sys
 import unicodedata
@@ -22,6 +23,22 @@ class Stopped(Exception):
     def __init__(self, message: str, code: int):
         super().__init__(message)
         self.code = code
+
+
+def seed(text: str) -> int:
+    """A seed as a user types it: 0 to 2^32 - 1 (JAX takes others, but modulo 2^32).
+
+    Raises:
+      argparse.ArgumentTypeError: anything else.
+    """
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is no seed: give a whole number from 0 to "
+                                         f"{2**32 - 1}")
+    return number
 
 
 def nearest(name: str, known: Iterable[str]) -> str | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import math
 import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
@@ -33,7 +34,8 @@ class State:
       phase_step: int32, updates within this phase.
       nets: every network, trained or frozen.
       opt: optimiser state of the networks trained in this phase; an absent network is frozen.
-      ema: averaged parameters of the networks whose optimiser has `ema` > 0.
+      ema: averaged parameters of the networks whose optimiser has `ema` > 0: after n steps of the
+        phase, those of step i weigh ema^(n - i), and the initial ones nothing.
     """
 
     step: Array
@@ -180,19 +182,18 @@ class Method:
     def notes(self) -> tuple[str, ...]:
         """What the user should know before the training starts, a line each.
 
-        Here: a phase too short for a moving average, which is what is used, or too long for its
-        learning rate.
+        Here: a phase that a moving average, which is what is used, spans from its first steps on,
+        or one too long for its learning rate.
         """
         lines = []
         for phase in self.config.phases:
             knobs = self.config.phase[phase]
             for net, optimizer in knobs.optim.items():
                 where = f"--config.phase.{phase}.optim.{net}"
-                kept = optimizer.ema ** knobs.steps
-                if kept > 0.05:
-                    lines.append(f"the moving average of {net} will still be {100 * kept:.0f} % of "
-                                 "its initial values: for a run this short set "
-                                 f"{where}.ema=0.0, or nearer to 0")
+                if optimizer.ema ** knobs.steps > 0.05:
+                    lines.append(f"the moving average of {net}, which is what is used, reaches "
+                                 f"back to the first of {knobs.steps} steps: for a run this short "
+                                 f"set {where}.ema=0.0, or nearer to 0")
                 if optimizer.schedule == "linear" and optimizer.decay_end < knobs.steps:
                     lines.append(f"the learning rate of {net} is 0 from step {optimizer.decay_end} "
                                  f"of {knobs.steps} of phase {phase!r} on: raise {where}.decay_end "
@@ -383,8 +384,10 @@ class Method:
             if net in stats:
                 state.nets[net]["batch_stats"] = stats[net]
             if net in state.ema:
-                decay = config.optim[net].ema
-                state.ema[net] = optax.incremental_update(new, state.ema[net], 1 - decay)
+                # Corrected for the start, as Adam's averages are: the initial values do not count.
+                decay, steps = config.optim[net].ema, state.phase_step + 1
+                share = (decay - 1) / jnp.expm1(steps * math.log(decay))
+                state.ema[net] = optax.incremental_update(new, state.ema[net], share)
         return state, scalars, aux
 
 

@@ -21,7 +21,7 @@ def default(**changes) -> ConfigDict:
         eps=1e-8,  # Adam's epsilon, added after the bias correction as torch does
         weight_decay=0.0,  # L2 added to the gradient (torch Adam's meaning), after the clip
         clip=0.0,  # bound on the gradient's global norm; 0.0 = none
-        ema=0.0,  # decay of the exponential moving average of the parameters; 0.0 = none
+        ema=0.0,  # decay of the moving average of the parameters, in [0, 1); 0.0 = none
         schedule="constant",  # constant | steps | linear | plateau
         milestones=(),  # steps: phase steps at which lr is multiplied by `factor`
         factor=0.1,  # steps, plateau: the multiplier
@@ -83,8 +83,11 @@ def build(config: ConfigDict) -> optax.GradientTransformationExtraArgs:
       A transformation whose update takes `value`, the total loss (the plateau schedule reads it).
 
     Raises:
-      InputError: an unknown optimiser or schedule.
+      InputError: an unknown optimiser or schedule, or a moving average that cannot be.
     """
+    if not 0 <= config.ema < 1:
+        raise InputError(f"a moving average with ema={config.ema}; it must be 0 (none) or more, "
+                         "and under 1")
     chain = []
     if config.clip:
         chain.append(optax.clip_by_global_norm(config.clip))

@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -272,13 +273,30 @@ def test_an_interrupted_ablation_goes_on(grid, pairs, tmp_path, shared):
     assert_same(final(mine[2].workdir), final(runs[2].workdir))
 
 
+@pytest.fixture
+def lockstep(monkeypatch, capsys):
+    """How runs were trained in lockstep. What fails there is trained one after the other, so that
+    equal results alone say nothing."""
+    done = []
+
+    def fit_members(members, shared, how=ALONE):
+        loop.fit_members(members, shared, how)
+        if how != ALONE:
+            done.append((how, len(members)))
+
+    monkeypatch.setattr(ablation, "fit_members", fit_members)
+    yield done
+    assert "not in lockstep" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("how", ["unrolled", "vmap"])
-def test_runs_in_lockstep_equal_the_runs_alone(grid, pairs, tmp_path, shared, how):
+def test_runs_in_lockstep_equal_the_runs_alone(grid, pairs, tmp_path, shared, lockstep, how):
     """To rounding: the compiler orders sums in another way where several runs are one program."""
     _, runs, _ = grid
     argv = command(pairs, tmp_path, *VARY, "--seeds=2")
     _, mine = planned(argv)
     assert ablation.train(mine[3:5], shared, scoring(argv, shared), how) == {}
+    assert lockstep == [(how, 2)]
     for one, other in zip(runs[3:5], mine[3:5], strict=True):
         assert_same(final(one.workdir), final(other.workdir), atol=1e-5)
         terms = [[json.loads(line) for line in open(f"{run.workdir}/metrics.jsonl")]
@@ -287,7 +305,7 @@ def test_runs_in_lockstep_equal_the_runs_alone(grid, pairs, tmp_path, shared, ho
         assert terms[1][-1]["loss/match"] == pytest.approx(terms[0][-1]["loss/match"], rel=1e-4)
 
 
-def test_variants_of_zerodce_equal_the_runs_alone(pairs, tmp_path, shared):
+def test_variants_of_zerodce_equal_the_runs_alone(pairs, tmp_path, shared, lockstep):
     """A real method: bit for bit one after the other, to rounding in lockstep."""
     config = f"{ROOT / 'configs' / 'zerodce.py'}:smoke"
     alone = None
@@ -301,14 +319,17 @@ def test_variants_of_zerodce_equal_the_runs_alone(pairs, tmp_path, shared):
         assert ablation.train([baseline, variant], shared, scoring(argv, shared), how) == {}
         assert_same(alone, final(variant.workdir), atol=atol)
         assert any((value != final(baseline.workdir)[name]).any() for name, value in alone.items())
+    assert lockstep == [("unrolled", 2), ("vmap", 2)]
 
 
-def test_a_run_that_fails_in_lockstep_does_not_lose_the_other(grid, pairs, tmp_path, shared):
+def test_a_run_that_fails_in_lockstep_does_not_lose_the_other(grid, pairs, tmp_path, shared,
+                                                              lockstep):
     _, runs, _ = grid
     argv = command(pairs, tmp_path, "--vary=loss.l1.weight=1e38", "--seeds=1")
     (_, mine), wanted = planned(argv), scoring(argv, shared)
     failed = ablation.train(mine, shared, wanted, "unrolled")
     assert list(failed) == ["l1=1e38, seed 0"] and "at step 1;" in failed[mine[1].name]
+    assert lockstep == [("unrolled", 2)]
     assert ablation.scores_of(mine[1], wanted) is None
     assert_same(final(runs[0].workdir), final(mine[0].workdir), atol=1e-5)
 
@@ -322,6 +343,7 @@ def test_runs_on_a_device_each_equal_the_runs_alone(grid, pairs, tmp_path):
                           cwd=ROOT, text=True, capture_output=True, timeout=600)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "match=0.5, score=0, seed 0; match=0.5, score=0, seed 1" in done.stdout
+    assert "not in lockstep" not in done.stderr
     for run in runs[2:4]:
         other = tmp_path / pathlib.Path(run.workdir).relative_to(runs[0].workdir.split("/runs/")[0])
         assert_same(final(run.workdir), final(other), atol=1e-5)
@@ -334,7 +356,8 @@ def test_every_way_is_measured_and_one_of_them_chosen(pairs, tmp_path, shared, m
     assert ablation.train(mine, shared, scoring(argv, shared), "auto") == {}
     out = capsys.readouterr().out
     (line,) = [line for line in out.splitlines() if line.startswith("a step of 2 runs: ")]
-    assert "sequential" in line and "unrolled" in line and "vmap" in line
+    for how in (ALONE, "unrolled", "vmap"):
+        assert re.search(rf"\b{how} [\d.e+]+ ms[,;]", line), line
     assert "devices not possible (2 runs on 1 devices)" in line
     assert line.split("chosen: ")[1] in (ALONE, "unrolled", "vmap")
 
@@ -446,6 +469,8 @@ def test_a_failed_variant_does_not_lose_the_others(pairs, tmp_path, capsys):
     (["--seeds=0"], "--seeds is 0"),
     (["--share=3/3"], "I/N"),
     (["--launch=slrum"], 'Did you mean "slurm"'),
+    (["--tasks=2"], "--tasks goes with --launch"),
+    (["--together=2", "--how=sequential"], "--together goes with --how auto"),
     (["--source=folder"], "source of pairs"),
     (["--metrics=psrn"], 'Did you mean "psnr"'),
     (["--metrics=niqe"], "give --niqe FILE"),

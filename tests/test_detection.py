@@ -269,6 +269,8 @@ def test_classes_have_a_precision_each(tmp_path):
     (lambda p: None, "not NoneType"), (lambda p: ([[1, 2, 3]], [1]), "shape (1, 3)"),
     (lambda p: ([[1, 2, 3, 4]], [1, 2]), "scores of shape (2,)"),
     (lambda p: ([[1, 2, -3, 4]], [1]), "below 0"), (lambda p: ([[1, 2, 3, 4]], [np.nan]), "finite"),
+    (lambda p: ([[1, 2, 3, 4], [1, 2]], [1, 2]), "no arrays of numbers"),
+    (lambda p: ([[1, 2, 3, 4]], ["high"]), "no arrays of numbers"),
     (lambda p: ([[1, 2, 3, 4]], [1], ["a", "b"]), "2 class names")])
 def test_a_detector_that_returns_something_else_is_named(made, detector, reason):
     with pytest.raises(InputError) as caught:
@@ -276,7 +278,7 @@ def test_a_detector_that_returns_something_else_is_named(made, detector, reason)
     assert reason in str(caught.value) and "identity on 0.png" in str(caught.value)
 
 
-def test_other_bad_input(made, tmp_path):
+def test_other_bad_input(made, tmp_path, monkeypatch):
     with pytest.raises(InputError, match="x2 on 0.png.*one size"):
         detection.evaluate({"x2": lambda p: p[::2]}, made, bright_blobs, limit=1)
     with pytest.raises(InputError, match="'identity'"):
@@ -286,8 +288,14 @@ def test_other_bad_input(made, tmp_path):
     assert caught.value.__notes__ == ["while evaluating identity on 0.png"]
     with pytest.raises(InputError, match="write FILE.onnx"):
         detection.load("somewhere")
-    with pytest.raises(InputError, match="no_such_module cannot be imported"):
-        detection.load("no_such_module:find")
+    (tmp_path / "broken_detector.py").write_text("def find(:\n")
+    monkeypatch.chdir(tmp_path)
+    for module, said in (("no_such_module", "ModuleNotFoundError"), ("./blobs.py", "TypeError"),
+                         ("broken_detector", "SyntaxError")):
+        with pytest.raises(InputError) as refused:
+            detection.load(f"{module}:find")
+        assert f"{module} cannot be imported from here ({said}: " in str(refused.value)
+        assert "\n" not in str(refused.value)
     with pytest.raises(InputError, match='Did you mean "bright_blobs"'):
         detection.load("tests.test_detection:bright_blob")
     assert detection.load("tests.test_detection:bright_blobs") is not None

@@ -153,9 +153,9 @@ def test_without_a_denoiser_a_picture_is_encoded_and_decoded():
 
 
 def test_reconstruction_and_content_have_cross_terms():
-    """Against the four terms of each written out."""
+    """Against the four terms of each written out, and the picture decoded without features."""
     model = build(loss__reconstruction__cross=0.5, loss__content__cross=0.25,
-                  loss__content__norm="l1")
+                  loss__content__bare=0.125, loss__content__norm="l1")
     nets, data = initial(model), batch(2)
     found = jax.jit(model.autoencoder_terms)(nets, data)
 
@@ -171,11 +171,14 @@ def test_reconstruction_and_content_have_cross_terms():
 
     def error(latent_of, features_of):
         latent, skips = model.encode(nets, data[latent_of])[0], model.encode(
-            nets, data[features_of])[1]
+            nets, data[features_of or latent_of])[1]
+        if features_of is None:
+            skips = [0 * features for features in skips]
         return jnp.abs(model.autoencoder.apply(nets["autoencoder"], latent, skips, method="decode")
                        - data[latent_of]).mean((1, 2, 3))
 
     expected = sum((1.0 if i == j else 0.25) * error(i, j) for i in f for j in f)
+    expected += sum(0.125 * error(i, None) for i in f)
     np.testing.assert_allclose(found["content"], expected, rtol=1e-5)
     np.testing.assert_allclose(found["reflectance"],
                                jnp.abs(r["low"] - r["high"]).mean((1, 2, 3)), atol=1e-7)
@@ -210,6 +213,27 @@ def test_draws_do_not_depend_on_devices_or_micro_batches():
     assert not np.array_equal(prepared(model, another, 1)["t"], whole["t"])
 
 
+@pytest.mark.parametrize("preset", ["no_consistency", "no_content_transfer", "image_space",
+                                    "living_latent"])
+def test_the_ablations_have_steps_of_both_stages(preset):
+    """By shapes: compiling each takes long, and test_methods looks at what the knobs change."""
+    model = build(f"smoke,{preset}", tiny=False)
+    nets = jax.eval_shape(lambda: model.init(KEY, {}))
+    for phase, terms in (("autoencoder", {"reconstruction", "reflectance", "smoothness"}),
+                         ("denoiser", {"noise"})):
+        state = jax.eval_shape(functools.partial(model.start_phase, step=0, phase=phase), nets)
+        step = functools.partial(model.train_step, phase=phase)
+        after, scalars = jax.eval_shape(
+            jax.vmap(step, in_axes=(None, 0, None), out_axes=(None, 0), axis_name=parallel.AXIS),
+            state, jax.tree.map(lambda x: x[None], batch(side=16)), model.weights())
+        assert jax.tree.structure(after) == jax.tree.structure(state)
+        assert jax.tree.leaves(after) == jax.tree.leaves(state)
+        found = {name.removeprefix("loss/") for name in scalars if name.startswith("loss/")}
+        assert terms <= found
+        assert ("content" in found) == (phase == "autoencoder" and preset != "image_space")
+        assert ("consistency" in found) == (phase == "denoiser" and preset != "no_consistency")
+
+
 def test_one_micro_batch_equals_several():
     """Terms and the length of the gradient."""
     count = jax.local_device_count()
@@ -226,8 +250,9 @@ def test_one_micro_batch_equals_several():
 def test_consistency_pulls_the_sample_towards_its_reference():
     """The gradient through the sampler: against a difference quotient, and with every activation
     kept."""
+    nets = initial(build())  # in float32, which the other tests share
     with jax.enable_x64(True):
-        nets = jax.tree.map(lambda x: x.astype(jnp.float64), initial(build()))
+        nets = jax.tree.map(lambda x: x.astype(jnp.float64), nets)
         data = jax.tree.map(lambda x: x.astype(jnp.float64), {
             k: v for k, v in batch(1).items() if k in ("low", "high")})
         data |= {"t": jnp.array([500]), "noise": noise(1, 4, 4, 3).astype(jnp.float64) - 0.5,
@@ -242,6 +267,7 @@ def test_consistency_pulls_the_sample_towards_its_reference():
 
         kept = build(loss__consistency__remat=False)
         slope = jax.jit(jax.grad(functools.partial(term, build())))(bias)
+        assert slope.all()
         np.testing.assert_allclose(
             slope, jax.jit(jax.grad(functools.partial(term, kept)))(bias), rtol=1e-6)
         value = jax.jit(functools.partial(term, kept))
@@ -264,7 +290,7 @@ def test_the_average_is_what_is_used():
 def test_an_average_longer_than_the_phase_is_told():
     assert build().notes() == ()
     note, = build(phase__denoiser__optim__denoiser__ema=0.99).notes()
-    assert "of denoiser will still be 98 % of its initial" in note
+    assert "of denoiser, which is what is used, reaches back to the first of 2 steps" in note
     assert "--config.phase.denoiser.optim.denoiser.ema=0.0" in note
     assert build("", tiny=False).notes() == ()
 

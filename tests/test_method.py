@@ -65,12 +65,16 @@ def test_a_phase_changes_every_parameter_of_its_networks_and_nothing_else():
 
 
 def test_ema_is_the_average_and_is_what_is_used():
+    """Of the steps alone: with a decay of 0.5 they weigh 1, 1/2, 1/4, ... from the last back."""
     method, state = start()
-    first = np.array(state.nets["base"]["params"]["Conv_0"]["kernel"])
-    state, _ = run(method, state, "first", steps=1)
-    now = np.asarray(state.nets["base"]["params"]["Conv_0"]["kernel"])
-    np.testing.assert_allclose(
-        state.averaged()["base"]["params"]["Conv_0"]["kernel"], 0.5 * (first + now), atol=1e-7)
+    step, seen = step_fn(method, "first"), []
+    for number in range(3):
+        state, _ = step(state, batch(seed=number), method.weights())
+        state = state.replace(phase_step=state.phase_step + 1)
+        seen.append(np.asarray(state.nets["base"]["params"]["Conv_0"]["kernel"]))
+        weights = 0.5 ** np.arange(number, -1, -1)
+        np.testing.assert_allclose(state.averaged()["base"]["params"]["Conv_0"]["kernel"],
+                                   np.average(seen, axis=0, weights=weights), atol=1e-7)
     assert state.averaged()["base"]["batch_stats"] is state.nets["base"]["batch_stats"]
 
 

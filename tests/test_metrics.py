@@ -4,6 +4,7 @@ import json
 import math
 import pathlib
 
+import dm_pix
 import numpy as np
 import pytest
 import scipy.signal
@@ -164,7 +165,7 @@ def test_protocols_say_what_they_do():
 def test_skimage_default_is_skimage_s(pair):
     card = cards("skimage-default")["ssim"]
     expected = structural_similarity(*pair, channel_axis=2, data_range=255)
-    assert score(card, *pair) == within(card, expected)
+    assert score(card, *pair) == pytest.approx(expected, rel=0, abs=1e-12)
 
 
 def test_llflow_is_llflow_s_computation(pair):
@@ -176,7 +177,7 @@ def test_llflow_is_llflow_s_computation(pair):
         return structural_similarity(grey(a), grey(b), channel_axis=1, data_range=255)
 
     llflow = cards("llflow")
-    assert score(llflow["ssim"], *pair) == within(llflow["ssim"], ssim(*pair))
+    assert score(llflow["ssim"], *pair) == pytest.approx(ssim(*pair), rel=0, abs=1e-12)
     target = (reference @ [0.114, 0.587, 0.299]).mean()
     scaled = np.clip(enhanced * (target / max(enhanced.mean(), 1e-12)), 0, 255).astype(np.uint8)
     for key, expected in (("psnr_gtm", skimage_psnr(scaled, reference)),
@@ -203,28 +204,45 @@ def test_ssim_equals_skimage_at_any_size(height, width):
                                                        skimage_ssim(enhanced, reference))
 
 
-@pytest.mark.parametrize("device", ["with float64", "without float64"])
-def test_ssim_is_the_same_on_every_device(device, pair, monkeypatch):
-    # a TPU has no float64 convolutions: the host computes it there
-    monkeypatch.setattr(device_ssim, "has_float64", lambda: device == "with float64")
+def test_ssim_is_the_same_on_every_device(pair, monkeypatch):
+    """Where the device has no float64 the host computes it."""
+    expected = pytest.approx(skimage_ssim(*pair), rel=0, abs=1e-12)
+    with monkeypatch.context() as patched:
+        patched.setattr(metrics, "_ssim_on_host", None)
+        assert metrics.ssim(*pair) == expected
+    monkeypatch.setattr(device_ssim, "has_float64", lambda: False)
+    monkeypatch.setattr(device_ssim, "ssim", None)
+    assert metrics.ssim(*pair) == expected
+
+
+def test_ssim_in_float32_would_be_wrong():
+    """Which is why the device computes it in float64."""
+    pair = [p.astype(np.uint8) for p in pictures("flat and bright")]
+    other = dm_pix.ssim(*(np.float32(picture / 255) for picture in pair))
+    assert 1e-5 < abs(float(other) - metrics.ssim(*pair)) < 1e-3
+
+
+@pytest.mark.parametrize("sides", [(266, 267), (300, 11), (522, 530)])
+def test_ssim_of_a_picture_cut_in_blocks(sides):
+    # 256 and 257 windows, 290 and 1, 512 and 520: one block, two and three along a side
+    pair = [p.astype(np.uint8) for p in pictures("smooth and noise", (*sides, 3))]
     assert metrics.ssim(*pair) == pytest.approx(skimage_ssim(*pair), rel=0, abs=1e-12)
 
 
-def test_ssim_of_a_picture_cut_in_blocks(monkeypatch):
-    pair = [p.astype(np.uint8) for p in pictures("smooth and noise", (150, 211, 3))]
-    whole = metrics.ssim(*pair)
-    monkeypatch.setattr(device_ssim, "_LARGEST", 64)
-    assert metrics.ssim(*pair) == pytest.approx(whole, rel=0, abs=1e-13)
-    assert whole == pytest.approx(skimage_ssim(*pair), rel=0, abs=1e-12)
+def test_pictures_of_all_sizes_share_programs():
+    def lengths(counts):
+        return {length for count in counts for _, length in device_ssim._cuts(count)}
 
-
-def test_ssim_has_one_program_for_pictures_of_about_one_size():
+    assert lengths(range(1, 6000)) == set(range(32, 257, 32))
+    assert lengths(range(341, 6000)) == {192, 224, 256}
+    for count in (1, 32, 33, 256, 257, 512, 513, 4000):
+        cuts = device_ssim._cuts(count)
+        assert [start for start, _ in cuts] == [i * cuts[0][1] for i in range(len(cuts))]
+        assert cuts[-1][0] < count <= sum(cuts[-1])
     device_ssim._sum.clear_cache()
-    for side in (11, 20, 42):
-        metrics.ssim(*[p.astype(np.uint8) for p in pictures("random", (side, 30, 3))])
+    for sides in ((11, 20), (42, 33), (15, 42)):
+        metrics.ssim(*[p.astype(np.uint8) for p in pictures("random", (*sides, 3))])
     assert device_ssim._sum._cache_size() == 1
-    metrics.ssim(*[p.astype(np.uint8) for p in pictures("random", (43, 30, 3))])
-    assert device_ssim._sum._cache_size() == 2
 
 
 def test_mae_by_hand():

@@ -229,9 +229,10 @@ def load(spec: str) -> Detector:
         sys.path.insert(0, os.getcwd())
     try:
         found = importlib.import_module(module)
-    except ImportError as error:
+    except Exception as error:  # the module is the user's: whatever its import raises
         raise InputError(f"--detector {spec}: {module} cannot be imported from here "
-                         f"({' '.join(str(error).split())})") from error
+                         f"({type(error).__name__}: {' '.join(str(error).split())}); MODULE is "
+                         "what stands after `import`, without a path and without .py") from error
     functions = [one for one, value in vars(found).items() if callable(value) and one[0] != "_"]
     if name not in functions:
         raise unknown(f"function of {module}", name, functions)
@@ -290,7 +291,11 @@ def detect(detector: Detector, picture: np.ndarray) -> Detections:
     if not isinstance(found, (tuple, list)) or len(found) not in (2, 3):
         raise InputError("the detector has to return (boxes, scores) or (boxes, scores, class "
                          f"names), not {type(found).__name__}")
-    boxes, scores = (np.asarray(value, np.float64) for value in found[:2])
+    try:
+        boxes, scores = (np.asarray(value, np.float64) for value in found[:2])
+    except (TypeError, ValueError) as error:
+        raise InputError("the detector returned boxes or scores that are no arrays of numbers "
+                         f"({error})") from error
     boxes = boxes.reshape(-1, 4) if boxes.size == 0 else boxes
     if boxes.ndim != 2 or boxes.shape[1] != 4 or scores.shape != boxes.shape[:1]:
         raise InputError(f"the detector returned boxes of shape {boxes.shape} and scores of shape "

@@ -30,6 +30,7 @@ import numpy as np
 import scipy.stats
 from tqdm import tqdm
 
+from lljax import errors
 from lljax.errors import InputError, unknown
 from lljax.evaluation import report
 from lljax.evaluation.baselines import BASELINES
@@ -204,8 +205,8 @@ def interval(values: np.ndarray, seed: int = BOOTSTRAP_SEED) -> tuple[float, flo
 
     It says how much the mean would move with other pictures of the same kind, not with another
     training. Few pictures make it too narrow: in simulations it covered the true mean in
-    82 to 84 % of cases at n = 5, 90 to 92 % at n = 15 and 94 to 95 % at n = 50 (normal values;
-    BCa no better).
+    85 % of cases at n = 5, 92 % at n = 15 and 94 % at n = 50 (normal values; of skewed ones 82, 91
+    and 93 %: benchmarks/bootstrap.py).
 
     Args:
       values: finite, [n].
@@ -608,7 +609,7 @@ def _parser() -> _Parser:
         "LLJAX_DATA, or a folder of the user's cache)")
     add("--split", help=f"train | test, where the source has both (default: {_TEST})")
     add("--limit", type=int, default=0, metavar="N", help="only the first N pictures; 0 = all")
-    add("--seed", type=int, default=0, metavar="N",
+    add("--seed", type=errors.seed, default=0, metavar="N",
         help="seed of systems that draw random numbers")
     add("--out", metavar="DIR", help="where to write (default: W/eval_<source> for one workdir, "
         "else ./eval_<source>)")

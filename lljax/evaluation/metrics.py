@@ -1,8 +1,8 @@
 """Metrics: a card for each, so that a number is never shown without what it means.
 
-Every function takes the pixels a user gets: uint8 RGB [H, W, 3], of one size. All but LPIPS is
-computed in float64, SSIM and LPIPS on the device, the rest on the host: values depend on the
-device by rounding alone (SSIM 1e-12).
+Every function takes the pixels a user gets: uint8 RGB [H, W, 3], of one size. SSIM and LPIPS run on
+the device, the rest on the host; all but LPIPS, NIQE and BRISQUE, which follow programs of less,
+in float64. So values depend on the device by rounding alone.
 
 A protocol says what PSNR, SSIM and the gt-mean columns are, so that old papers' numbers can be
 compared like with like; every other column is the same under each.

@@ -57,7 +57,7 @@ _FLAGS = dict(
             "says)"),
     low=("", "pairs: folder of low-light pictures"),
     high=("", "pairs: folder of references"),
-    limit=(0, "Score only the first N pictures; 0 = all"),
+    limit=(0, "Score only the first N pictures; 0 = what config.eval.limit says (all by default)"),
     **{flag: ([], f"{' '.join(options['metavar'])}, two files: {options['help']}")
        if "nargs" in options else (options.get("default", ""), options["help"])
        for flag, options in evaluate.SCORING.items()},
@@ -252,6 +252,10 @@ def _check_flags(flags: Any) -> None:
         raise InputError(f"--mode {flags.mode} needs --vary KEY=VALUE,VALUE,...")
     if sum(map(bool, (flags.share, flags.collect, flags.launch))) > 1:
         raise InputError("give one of --share, --collect and --launch")
+    if flags.tasks and not flags.launch:
+        raise InputError("--tasks goes with --launch slurm")
+    if flags["together"].present and flags.how in (ALONE, "devices"):
+        raise InputError(f"--together goes with --how auto, unrolled or vmap, not {flags.how}")
     if (flags.low or flags.high) and flags.source not in ("", "pairs"):
         raise InputError(f"--low and --high go with --source pairs, not {flags.source}")
 
