@@ -14,8 +14,8 @@ Both in one run: the same without a preset, on pairs.
 Presets (configs/lightendiffusion.py:NAME, a comma list, later wins):
   autoencoder_only, denoiser_only: one stage; the second needs --config.init.autoencoder
   official: numbers of the official stage 2, 512 px
-  living_latent: stage 1 with further terms that make the latent carry the picture; the paper's
-    alone left it constant in short runs
+  living_latent: stage 1 with further terms that make the latent carry the picture, and twice the
+    learning rate; the paper's terms alone left it constant in short runs
   no_consistency, no_content_transfer, image_space: the paper's ablations
   smoke
 Hardware, wall time and score: not yet measured at full length.

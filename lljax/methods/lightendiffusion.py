@@ -8,9 +8,10 @@ github.com/JianghaiSCU/LightenDiffusion, which lacks stage 1's training.
 |-------------------|---------------------|---------------------------|--------------------------|
 | stage 1 losses    | four terms, sketchy | none (weights only)       | paper (`loss`, `norm`)   |
 | stage 1 data      | two low exposures   | -                         | pairs                    |
-| content           | of a picture's own  | -                         | and of the other's       |
-|                   | latent and features |                           | latent (`cross`), and    |
-|                   |                     |                           | without features (`bare`)|
+| content           | of a picture's own  | -                         | paper; knobs, 0 unless   |
+|                   | latent and features |                           | set: the other's latent  |
+|                   |                     |                           | (`cross`), no features   |
+|                   |                     |                           | (`bare`)                 |
 | cross-attention   | content transfer    | of channels, row by row   | code                     |
 | R = z / max z     | not stated          | no bound on max z         | max z is 1e-4 or more    |
 | time steps        | uniform             | t and 999 - t in one draw | code, over all devices   |
