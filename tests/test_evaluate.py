@@ -271,6 +271,7 @@ BAD_FLAGS = [
     (["--source", "demo", "--root", "x"], "--root and --prepared say where published sets are"),
     (["--low", "x", "--high", "y", "--prepared", "z"], "say where published sets are"),
     (["--source", "lol_v1", "--root", "no/such", "--prepared", "z"], "lol_v1: "),
+    (["--source", "demo", "--seed", "-1"], "'-1' is no seed"),
     (["x.safetensors"], "unexpected argument"),
     (["--source", "demo", "--out", "a", "--report", "b"], "give one"),
     (["--workdir", "no/such/run"], "no/such/run"),

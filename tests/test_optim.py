@@ -54,6 +54,12 @@ def test_unknown_names_are_refused_with_the_nearest(change, message):
         optim.build(optim.default(**change))
 
 
+@pytest.mark.parametrize("value", [-0.1, 1.0, float("nan")])
+def test_an_average_that_cannot_be_is_refused(value):
+    with pytest.raises(InputError, match=f"moving average with ema={value}"):
+        optim.build(optim.default(ema=value))
+
+
 @pytest.mark.parametrize("knob, value", [("patience", 0), ("window", 0), ("factor", 1.0),
                                          ("factor", 0.0), ("min_lr", 1.0)])
 def test_a_plateau_that_would_turn_round_is_refused(knob, value):

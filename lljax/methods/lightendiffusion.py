@@ -20,7 +20,8 @@ github.com/JianghaiSCU/LightenDiffusion, which lacks stage 1's training.
 | start of sampling | T = 1000            | t = 950, pure noise       | code (`sample.steps`)    |
 | initial noise     | random              | random, no seed           | the seed's, or zero      |
 |                   |                     |                           | (`sample.noise`)         |
-| moving average    | not stated          | saved, never used         | used (`ema`)             |
+| moving average    | not stated          | saved, never used; counts | used (`ema`), without    |
+|                   |                     | the initial values        | the initial values       |
 | flips             | not stated          | a pair alike, p 0.5       | alike for true pairs     |
 | borders           | not stated          | mirrored to a multiple of | same; the edge repeated  |
 |                   |                     | 64, fails below 64 px     | where it is too near     |
