@@ -125,7 +125,7 @@ def get_config(presets: str = "") -> ConfigDict:
         eta=0.0,  # fresh noise at each step: 0.0 (none) to 1.0
         noise="gaussian",  # where sampling starts: gaussian (by the seed) | zero
         count=1,  # samples whose latents are averaged
-        tile=128,  # latent px; larger latents go through the denoiser in tiles; 0 = at once
+        tile=256,  # latent px; larger latents go through the denoiser in tiles; 0 = at once
         overlap=32,  # latent px that neighbouring tiles share
     ))
 
