@@ -351,7 +351,7 @@ def test_stage_2_starts_from_another_run(tmp_path):
     (dict(model__unet_mult=(1, 1), sample__tile=5), "0 or a multiple of 2"),
     (dict(sample__tile=32), "sample.overlap is 32; it must be 0 to 24 for tiles of 32"),
     (dict(sample__count=0), "sample.count is 0; it must be 1 or more"),
-    (dict(sample__overlap=128), "sample.overlap is 128; it must be 0 to 120 for tiles of 128"),
+    (dict(sample__overlap=256), "sample.overlap is 256; it must be 0 to 248 for tiles of 256"),
     (dict(sample__steps=0), "sample.steps is 0; it must be 1 to 1000, config.diffusion.total"),
     (dict(sample__steps=1001), "sample.steps is 1001; it must be 1 to 1000"),
     (dict(diffusion__total=2, sample__steps=3), "sample.steps is 3; it must be 1 to 2"),
